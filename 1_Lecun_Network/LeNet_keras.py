@@ -1,0 +1,445 @@
+#!/usr/bin/env python3
+"""LeNet on CIFAR-10: five layers, the first step of a ladder of four scripts.
+
+Yann LeCun, Leon Bottou, Yoshua Bengio and Patrick Haffner: "Gradient-Based Learning Applied to
+Document Recognition", 1998, http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf
+
+    python LeNet_keras.py                                # CIFAR-10, 200 epochs
+    python LeNet_keras.py --dataset synthetic --epochs 5    # no download
+    python LeNet_keras.py --resume runs/LeNet_cifar10/2026-01-31_12-00-00
+
+Pixels are divided by 255 and nothing else is done to them: the baseline of the ladder.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+# TensorFlow and Keras read these when they are imported; what the user has set goes first.
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up notes
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on AMD, where it gains most
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU's other users room
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from matplotlib.figure import Figure
+
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "synthetic": 10}
+CLASS_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+# ------------------------------------------------------------------------------------- options
+
+
+class UsageError(Exception):
+    """What the user gave cannot be used; the message says why and what to do, in one line."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that states defaults and keeps the line breaks of the description."""
+
+
+def positive_int(text):
+    """The type of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def parse_args():
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    return parse_shared_args(parser, batch_size=128, epochs=200)
+
+
+def parse_shared_args(parser, batch_size, epochs):
+    """Add the options that every script has, with these defaults, and parse.
+
+    With --resume RUN the options are those in RUN/args.json, read as a command line and so
+    checked like one; only --data_dir and --gpus may differ from it.
+    """
+    add = parser.add_argument
+    add("-b", "--batch_size", type=positive_int, default=batch_size, help="images a step")
+    add("-e", "--epochs", type=positive_int, default=epochs, help="the schedule scales with it")
+    add("-d", "--dataset", choices=NUM_CLASSES, default="cifar10", help="what to train on")
+    add("--data_dir", type=os.path.abspath, help="folder with CIFAR's binary version")
+    add("--log_dir", type=os.path.abspath, default="runs", help="folder for the runs' folders")
+    add("--gpus", type=positive_int, default=1, help="how many GPUs share each batch")
+    precisions = ("float32", "mixed_bfloat16", "mixed_float16")
+    add("--precision", choices=precisions, default="float32", help="of the arithmetic")
+    add("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
+    add("--resume", type=os.path.abspath, metavar="RUN", help="folder of a run to go on with")
+    parser.error = lambda message: sys.exit(f"{parser.prog}: error: {message}")
+
+    args, saved = parser.parse_args(), {}
+    if args.resume:
+        try:
+            saved = json.loads(Path(args.resume, "args.json").read_text())
+            if saved.pop("script") != Path(__file__).name:
+                raise ValueError
+            given = [f"--{key}={value}" for key, value in saved.items() if value is not None]
+        except (OSError, ValueError, LookupError, AttributeError):
+            parser.error(f"--resume {args.resume}: not the folder of a run of this script")
+        args = parser.parse_args(given + sys.argv[1:])
+    for key, value in saved.items():
+        if getattr(args, key) != value and key not in ("data_dir", "gpus"):
+            parser.error(f"--{key} cannot change on the way: this run has {value}")
+    if not 0 <= args.seed < 2**32:
+        parser.error("--seed must be a whole number from 0 to 4294967295")
+    if args.data_dir and args.dataset == "synthetic":
+        parser.error("--data_dir is for cifar10 and cifar100; synthetic reads no files")
+    if args.batch_size % args.gpus:
+        parser.error(f"--batch_size {args.batch_size} cannot be shared by --gpus {args.gpus}")
+    return args
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+def load_data(dataset, data_dir=None):
+    """Return (x_train, y_train), (x_test, y_test) of "cifar10", "cifar100" or "synthetic".
+
+    Images are (n, 32, 32, 3) uint8, labels (n,) int32. Without data_dir the CIFAR data sets come
+    from keras.datasets, which downloads once and checks the hash.
+    Raises UsageError when the files cannot be had or are not what they should be.
+    """
+    if dataset == "synthetic":
+        print("Training on synthetic images: coloured patches made from a seed, no photographs.")
+        return synthetic_images(5000, seed=1), synthetic_images(1000, seed=2)
+    if data_dir:
+        return read_binary(dataset, data_dir)
+    try:
+        train, test = getattr(keras.datasets, dataset).load_data()
+    except Exception as error:  # Keras raises nothing more precise when a download fails
+        raise UsageError(
+            f"cannot download {dataset} ({' '.join(str(error).split())}): give a folder with its "
+            "binary version with --data_dir, or try --dataset synthetic"
+        ) from error
+    return tuple((images, labels.ravel().astype(np.int32)) for images, labels in (train, test))
+
+
+def read_binary(dataset, data_dir):
+    """Read the binary version of CIFAR-10 or CIFAR-100 as load_data does.
+
+    A record is the label (CIFAR-100: the coarse and the fine label, a byte each), then 32x32 bytes
+    of red, of green and of blue. The pickled version is not read: unpickling runs a file's code.
+    """
+    if dataset == "cifar10":
+        records = {f"data_batch_{i}.bin": 10000 for i in range(1, 6)} | {"test_batch.bin": 10000}
+        label_bytes = 1
+    else:
+        records = {"train.bin": 50000, "test.bin": 10000}
+        label_bytes = 2
+    images, labels = [], []
+    for name, count in records.items():
+        path = Path(data_dir, name)
+        if not path.is_file():
+            raise UsageError(f"{path} is missing: --data_dir needs {', '.join(records)}")
+        size, right_size = path.stat().st_size, count * (label_bytes + 3072)
+        if size != right_size:
+            raise UsageError(f"{path} has {size} bytes instead of {right_size}: get it again")
+        data = np.fromfile(path, np.uint8).reshape(count, -1)
+        labels.append(data[:, label_bytes - 1].astype(np.int32))
+        if labels[-1].max() >= NUM_CLASSES[dataset]:
+            raise UsageError(f"{path} has the label {labels[-1].max()}: not a file of {dataset}")
+        images.append(data[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    x_train, y_train = np.concatenate(images[:-1]), np.concatenate(labels[:-1])
+    return (x_train, y_train), (np.ascontiguousarray(images[-1]), labels[-1])
+
+
+def synthetic_images(count, seed):
+    """Return count images of ten classes and their labels, shaped as load_data says.
+
+    A class is a pattern of 4x4 coloured patches. Images show it shifted, mirrored, brighter or
+    darker and under noise, so that a network has something to learn.
+    """
+    patterns = np.random.default_rng(0).integers(40, 216, (10, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, count, np.int32)
+    shift = rng.integers(-4, 5, (2, count, 1)) + np.arange(32)
+    shift[1, ::2] = shift[1, ::2, ::-1]
+    rows, columns = shift % 32
+    images = patterns[labels[:, None, None], rows[:, :, None], columns[:, None, :]]
+    images = images + rng.normal(0, 40, (count, 1, 1, 1)) + rng.normal(0, 40, images.shape)
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+def train_batches(images, labels, batch_size, seed, initial_epoch, epochs):
+    """Return the shuffled batches of all epochs from initial_epoch on as one tf.data.Dataset.
+
+    images (n, 32, 32, 3) uint8 and labels (n,) int32 give n // batch_size batches an epoch,
+    (batch_size, 32, 32, 3) uint8 and (batch_size,) int32. Everything random is a function of
+    (seed, epoch, step): a resumed run sees what an uninterrupted one would have seen.
+    """
+    steps = len(images) // batch_size
+    with tf.device("CPU"):  # the pipeline runs there; a copy on the GPU would be of no use
+        images, labels = tf.constant(images), tf.constant(labels)
+
+    def one_epoch(epoch):
+        epoch_seed = tf.stack([tf.cast(seed, tf.int64), epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), epoch_seed)
+        order = tf.reshape(order[: steps * batch_size], [steps, batch_size])
+
+        def one_step(step):
+            return tf.gather(images, order[step]), tf.gather(labels, order[step])
+
+        return tf.data.Dataset.range(steps).map(one_step, num_parallel_calls=4)
+
+    return untuned(tf.data.Dataset.range(initial_epoch, epochs).flat_map(one_epoch).prefetch(4))
+
+
+def untuned(dataset):
+    """Return dataset without the autotuner, whose thread makes the end of every epoch wait.
+
+    Deleting an iterator joins that thread, which sleeps for up to a minute at a time.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+# ------------------------------------------------------------------------------------- network
+
+
+def lenet(num_classes=10):
+    """LeNet-5 (1998, section II.B) with colour, ReLU, max pooling and softmax: 62,006 parameters.
+
+    Takes (batch, 32, 32, 3) pixels from 0 to 255 and returns (batch, num_classes) probabilities.
+    """
+    weights = {"kernel_initializer": "he_normal"}
+    inputs = layers.Input((32, 32, 3), name="image")
+    x = layers.Rescaling(1 / 255, name="rescaling")(inputs)
+    x = layers.Conv2D(6, 5, activation="relu", name="conv1", **weights)(x)  # 28x28x6
+    x = layers.MaxPooling2D(2, name="pool1")(x)  # 14x14x6
+    x = layers.Conv2D(16, 5, activation="relu", name="conv2", **weights)(x)  # 10x10x16
+    x = layers.MaxPooling2D(2, name="pool2")(x)  # 5x5x16
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(120, activation="relu", name="dense1", **weights)(x)
+    x = layers.Dense(84, activation="relu", name="dense2", **weights)(x)
+    softmax = layers.Dense(
+        num_classes, activation="softmax", dtype="float32", name="softmax", **weights
+    )
+    return keras.Model(inputs, softmax(x), name="LeNet")
+
+
+def build_network(args):
+    """Return the network that the options describe."""
+    return lenet(NUM_CLASSES[args.dataset])
+
+
+# ------------------------------------------------------------------------------------ training
+
+STEPS_PER_EXECUTION = 30  # a step takes milliseconds: the time between two of them counts
+
+
+def scheduler(epoch, epochs=200):
+    """Return the learning rate of an epoch: 0.01, 0.005 from half of the epochs, 0.001 from 3/4."""
+    if epoch < epochs // 2:
+        return 0.01
+    if epoch < 3 * epochs // 4:
+        return 0.005
+    return 0.001
+
+
+def multi_gpu_model(build, gpus, steps_per_execution=1):
+    """Return the compiled model that build() makes, on one GPU or mirrored on several.
+
+    Each GPU gets its share of every batch. Without a GPU, TensorFlow's logical CPU devices count.
+    Raises UsageError when there are fewer devices than asked for.
+    """
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    names = [device.name.removeprefix("/device:") for device in devices]
+    if gpus > len(names):
+        raise UsageError(f"--gpus {gpus}: TensorFlow sees only {', '.join(names)} here")
+    strategy = tf.distribute.get_strategy()
+    if gpus > 1:
+        strategy = tf.distribute.MirroredStrategy(names[:gpus])
+    with strategy.scope():
+        model = build()
+        model.compile(
+            keras.optimizers.SGD(momentum=0.9, nesterov=True),  # scheduler() sets the rate
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            steps_per_execution=steps_per_execution,
+        )
+        model.optimizer.build(model.trainable_variables)
+    return model
+
+
+class RunLog(keras.callbacks.CSVLogger):
+    """Writes RUN/log.csv and then RUN/last.keras after every epoch; stops at a loss of NaN."""
+
+    def __init__(self, run, steps_per_epoch):
+        super().__init__(run / "log.csv", append=True)
+        self.run, self.steps_per_epoch = run, steps_per_epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.start = epoch, time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise UsageError(
+                f"the loss became {logs['loss']} in epoch {self.epoch + 1}: {self.run} keeps what "
+                "the epochs before it reached; lower the rates in scheduler() or change --seed"
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs | {"seconds": time.perf_counter() - self.start})
+        # float16 skips steps whose gradients overflow; resume() reads the epoch off this count.
+        self.model.optimizer.iterations.assign((epoch + 1) * self.steps_per_epoch)
+        # A process killed while it saves must leave the last whole checkpoint behind.
+        self.model.save(self.run / "writing.keras")
+        os.replace(self.run / "writing.keras", self.run / "last.keras")
+
+
+def new_run(args, name):
+    """Make the folder of a new run, with args.json in it, and return it."""
+    run = Path(args.log_dir, f"{name}_{args.dataset}", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    try:
+        run.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {run} ({error.strerror}): change --log_dir") from error
+    options = {key: value for key, value in vars(args).items() if key != "resume"}
+    saved = json.dumps({"script": Path(__file__).name} | options, indent=2)
+    Path(run, "args.json").write_text(saved + "\n")
+    return run
+
+
+def resume(run, model, steps_per_epoch):
+    """Put the state that a run has saved into model; return how many epochs it has behind it.
+
+    Only numbers are read from last.keras: the network is this script's, and no code in the file
+    is run. Raises UsageError when the file is damaged or of another network.
+    """
+    if not (run / "last.keras").exists():
+        epochs_done = 0
+    else:
+        try:
+            model.load_weights(run / "last.keras")
+        except Exception as error:  # zipfile, h5py and Keras each raise their own
+            raise UsageError(
+                f"{run}/last.keras is damaged or of another network: start a new run"
+            ) from error
+        epochs_done = int(model.optimizer.iterations) // steps_per_epoch
+    log = run / "log.csv"
+    if log.exists():  # a kill between log.csv and last.keras leaves a row too many
+        rows = log.read_text().splitlines(keepends=True)[: 1 + epochs_done]
+        (run / "writing.csv").write_text("".join(rows))
+        os.replace(run / "writing.csv", log)
+    return epochs_done
+
+
+def stock_layer(layer):
+    """Return a new layer of the Keras class that layer has or derives from."""
+    stock = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
+    return stock.from_config(layer.get_config())
+
+
+def stock_model(model):
+    """Return a copy of model that keras.models.load_model loads without this script."""
+    stock = keras.models.clone_model(model, clone_function=stock_layer)
+    stock.set_weights(model.get_weights())
+    stock.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return stock
+
+
+def draw_curves(run):
+    """Draw RUN/log.csv: loss and accuracy of training and test, and the learning rate."""
+    log = np.atleast_1d(np.genfromtxt(run / "log.csv", delimiter=",", names=True))
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "learning_rate")):
+        axes.plot(log["epoch"] + 1, log[name], label="training")
+        if f"val_{name}" in log.dtype.names:
+            axes.plot(log["epoch"] + 1, log[f"val_{name}"], label="test")
+            axes.legend()
+        axes.set(xlabel="epoch", title=name.replace("_", " "))
+        axes.grid(alpha=0.3)
+    axes.set_yscale("log")
+    figure.savefig(run / "curves.png", dpi=150)
+
+
+def draw_confusion(run, labels, predicted, dataset):
+    """Draw RUN/confusion.png: how many test images of each class were taken for which."""
+    num_classes = NUM_CLASSES[dataset]
+    counts = np.zeros((num_classes, num_classes), int)
+    np.add.at(counts, (labels, predicted), 1)
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(counts, cmap="Blues"), ax=axes)
+    axes.set(xlabel="predicted", ylabel="label", title="test images")
+    if num_classes == 10:
+        if dataset == "cifar10":
+            axes.set_xticks(range(num_classes), CLASS_NAMES, rotation=45, ha="right")
+            axes.set_yticks(range(num_classes), CLASS_NAMES)
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if count > counts.max() / 2 else "black"
+            axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(run / "confusion.png", dpi=150)
+
+
+def main():
+    args = parse_args()
+    if args.resume and Path(args.resume, "model.keras").exists():
+        print(f"{args.resume} is finished: there is nothing to go on with.")
+        return
+    keras.utils.set_random_seed(args.seed)
+    keras.config.set_dtype_policy(args.precision)
+    (x_train, y_train), (x_test, y_test) = load_data(args.dataset, args.data_dir)
+    steps_per_epoch = len(x_train) // args.batch_size
+    if not steps_per_epoch:
+        raise UsageError(f"--batch_size {args.batch_size}: there are {len(x_train)} images")
+
+    # An epoch must be a whole number of executions.
+    steps_per_execution = math.gcd(steps_per_epoch, STEPS_PER_EXECUTION)
+    model = multi_gpu_model(lambda: build_network(args), args.gpus, steps_per_execution)
+    run = Path(args.resume) if args.resume else new_run(args, model.name)
+    try:
+        epochs_done = resume(run, model, steps_per_epoch) if args.resume else 0
+        parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
+        print(f"{model.name}: {parameters:,} trainable parameters. Run: {run}")
+        train = train_batches(
+            x_train, y_train, args.batch_size, args.seed, epochs_done, args.epochs
+        )
+        test = untuned(tf.data.Dataset.from_tensor_slices((x_test, y_test)).batch(args.batch_size))
+        model.fit(
+            train,
+            validation_data=test,
+            epochs=args.epochs,
+            initial_epoch=epochs_done,
+            steps_per_epoch=steps_per_epoch,
+            shuffle=False,
+            verbose=1 if sys.stdout.isatty() else 2,
+            callbacks=[
+                keras.callbacks.LearningRateScheduler(lambda epoch: scheduler(epoch, args.epochs)),
+                keras.callbacks.TensorBoard(run, write_graph=False),
+                RunLog(run, steps_per_epoch),
+            ],
+        )
+        stock = stock_model(model)
+        loss, accuracy = stock.evaluate(test, verbose=0)
+        predicted = stock.predict(test, verbose=0).argmax(axis=-1)
+        draw_curves(run)
+        draw_confusion(run, y_test, predicted, args.dataset)
+        stock.save(run / "writing.keras")
+        os.replace(run / "writing.keras", run / "model.keras")  # last: it marks a finished run
+    except KeyboardInterrupt:
+        command = shlex.join(["python", sys.argv[0], "--resume", str(run)])
+        sys.exit(f"Interrupted. To go on: {command}")
+    print(f"Test accuracy {accuracy:.4f}, loss {loss:.4f} after epoch {args.epochs}.")
+    print(f"Run: {run}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UsageError, OSError) as error:
+        sys.exit(f"{Path(__file__).name}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")
