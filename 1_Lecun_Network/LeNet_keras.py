@@ -81,11 +81,11 @@ def parse_shared_args(parser, batch_size, epochs):
     args, saved = parser.parse_args(), {}
     if args.resume:
         try:
-            saved = json.loads(Path(args.resume, "args.json").read_text())
+            saved = dict(json.loads(Path(args.resume, "args.json").read_text()))
             if saved.pop("script") != Path(__file__).name:
                 raise ValueError
             given = [f"--{key}={value}" for key, value in saved.items() if value is not None]
-        except (OSError, ValueError, LookupError, AttributeError):
+        except (OSError, ValueError, TypeError, LookupError):
             parser.error(f"--resume {args.resume}: not the folder of a run of this script")
         args = parser.parse_args(given + sys.argv[1:])
     for key, value in saved.items():
@@ -261,6 +261,7 @@ def multi_gpu_model(build, gpus, steps_per_execution=1):
     strategy = tf.distribute.get_strategy()
     if gpus > 1:
         strategy = tf.distribute.MirroredStrategy(names[:gpus])
+        steps_per_execution = 1  # more of them fail in a mirrored model, as of Keras 3.15
     with strategy.scope():
         model = build()
         model.compile(

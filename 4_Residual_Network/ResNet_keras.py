@@ -90,11 +90,11 @@ def parse_shared_args(parser, batch_size, epochs):
     args, saved = parser.parse_args(), {}
     if args.resume:
         try:
-            saved = json.loads(Path(args.resume, "args.json").read_text())
+            saved = dict(json.loads(Path(args.resume, "args.json").read_text()))
             if saved.pop("script") != Path(__file__).name:
                 raise ValueError
             given = [f"--{key}={value}" for key, value in saved.items() if value is not None]
-        except (OSError, ValueError, LookupError, AttributeError):
+        except (OSError, ValueError, TypeError, LookupError):
             parser.error(f"--resume {args.resume}: not the folder of a run of this script")
         args = parser.parse_args(given + sys.argv[1:])
     for key, value in saved.items():
@@ -263,6 +263,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
     def call(self, inputs, training=False):
         if training and tf.distribute.get_strategy().num_replicas_in_sync > 1:
             return super().call(inputs, training=training)  # can average over several GPUs
+        training = bool(training and self.trainable)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=self.gamma,
@@ -270,11 +271,11 @@ class FusedBatchNormalization(layers.BatchNormalization):
             mean=self.moving_mean,
             variance=self.moving_variance,
             epsilon=self.epsilon,
-            is_training=bool(training),
+            is_training=training,
         )
         if training:
             # The operation returns the unbiased variance; Keras averages the biased one.
-            count = tf.cast(tf.size(inputs[..., 0]), tf.float32)
+            count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
             variance *= (count - 1) / count
             for moving, batch in (self.moving_mean, mean), (self.moving_variance, variance):
                 moving.assign(moving * self.momentum + batch * (1 - self.momentum))
@@ -374,6 +375,7 @@ def multi_gpu_model(build, gpus, steps_per_execution=1):
     strategy = tf.distribute.get_strategy()
     if gpus > 1:
         strategy = tf.distribute.MirroredStrategy(names[:gpus])
+        steps_per_execution = 1  # more of them fail in a mirrored model, as of Keras 3.15
     with strategy.scope():
         model = build()
         model.compile(

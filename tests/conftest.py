@@ -1,0 +1,42 @@
+"""What the tests share: the scripts as modules, and as commands that a user types."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# The scripts set these before they import TensorFlow; the tests import it first.
+os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+ROOT = Path(__file__).parents[1]
+LADDER = ["LeNet_keras", "LeNet_dp_keras", "LeNet_dp_da_keras", "LeNet_dp_da_wd_keras"]
+SCRIPTS = {path.stem: path for path in sorted(ROOT.glob("[1-8]_*/*_keras.py"))}
+
+
+def load(name):
+    """Import a script as a module."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS[name])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def command(script, *options):
+    """The command that runs a script (a name, or the path of a copy) with options."""
+    return [sys.executable, str(SCRIPTS.get(script, script)), *map(str, options)]
+
+
+def run(script, *options, cwd, **more):
+    """Run a script to its end; return the finished process with its output as text."""
+    return subprocess.run(
+        command(script, *options), cwd=cwd, capture_output=True, text=True, timeout=300, **more
+    )
+
+
+def only_run(folder):
+    """The one run's folder below folder/runs."""
+    (found,) = folder.glob("runs/*/*")
+    return found

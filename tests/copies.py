@@ -1,0 +1,71 @@
+"""The scripts repeat their plumbing on purpose; this says where the copies differ, or mends them.
+
+    python tests/copies.py          # list the differences, exit status 1 if there are any
+    python tests/copies.py --fix    # write the text of the reference into the other scripts
+
+Functions, classes, constants and the import block of one name must have one text. The reference is
+4_Residual_Network/ResNet_keras.py, or the first script that has the name.
+"""
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "4_Residual_Network" / "ResNet_keras.py"
+SCRIPTS = [REFERENCE, *sorted(set(ROOT.glob("[1-8]_*/*_keras.py")) - {REFERENCE})]
+# What a script is about differs; so does what a step of the LeNet ladder has not learnt yet.
+LESSONS = {"parse_args", "build_network", "scheduler", "STEPS_PER_EXECUTION"}
+LADDER_LESSONS = {"train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py"), "lenet": None}
+
+
+def blocks(source):
+    """Return {name: (first line, line after the last)} of a script's top-level parts."""
+    found, imports = {}, []
+    for node in ast.parse(source).body[1:]:  # the first is the docstring
+        span = (node.lineno - 1, node.end_lineno)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = span
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            found[node.targets[0].id] = span
+        elif isinstance(node, ast.If):
+            found["__main__"] = span
+        else:
+            imports.append(span)
+    found["imports"] = (imports[0][0], imports[-1][1])
+    return found
+
+
+def is_lesson(name, script):
+    """Whether this block of this script may differ from the reference."""
+    if name in LADDER_LESSONS:
+        return LADDER_LESSONS[name] is None or script.name in LADDER_LESSONS[name]
+    return name in LESSONS
+
+
+def differences(scripts=SCRIPTS, fix=False):
+    """Return "script: name" for every block that differs from its reference; mend it on demand."""
+    reference, found = {}, []
+    for script in scripts:
+        lines = script.read_text().splitlines()
+        # From the last to the first, so that the spans of those to come stay right.
+        for name, (start, end) in sorted(blocks("\n".join(lines)).items(), key=lambda b: -b[1][0]):
+            if is_lesson(name, script):
+                continue
+            text = reference.setdefault(name, lines[start:end])
+            if lines[start:end] != text:
+                found.append(f"{script.name}: {name}")
+                lines[start:end] = text
+        if fix:
+            script.write_text("\n".join(lines) + "\n")
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fix", action="store_true", help="write the reference's text over them")
+    fix = parser.parse_args().fix
+    found = differences(fix=fix)
+    print("\n".join(found) or "All copies agree.")
+    sys.exit(bool(found) and not fix)

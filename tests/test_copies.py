@@ -1,0 +1,65 @@
+"""The repetition between the scripts stays what it is meant to be."""
+
+import ast
+import difflib
+import shutil
+import subprocess
+import sys
+
+import copies
+import pytest
+from conftest import LADDER, SCRIPTS
+
+
+def test_blocks_of_one_name_have_one_text():
+    assert copies.differences() == []
+
+
+def test_fix_restores_an_altered_copy(tmp_path):
+    scripts = [shutil.copy(path, tmp_path) for path in (copies.REFERENCE, SCRIPTS["LeNet_keras"])]
+    reference, altered = (tmp_path / path.name for path in map(copies.Path, scripts))
+    right = altered.read_text()
+    altered.write_text(right.replace("def untuned(dataset):", "def untuned(dataset):\n    # mine"))
+    assert copies.differences([reference, altered]) == ["LeNet_keras.py: untuned"]
+    copies.differences([reference, altered], fix=True)
+    assert altered.read_text() == right
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_imports_nothing_of_this_repository(name):
+    allowed = {"tensorflow", "keras", "numpy", "matplotlib"} | sys.stdlib_module_names
+    for node in ast.walk(ast.parse(SCRIPTS[name].read_text())):
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module.split(".")[0] in allowed
+
+
+LESSONS = [
+    ("LeNet_keras", "LeNet_dp_keras", {"STATISTICS", "normalize", "lenet", "build_network"}),
+    ("LeNet_dp_keras", "LeNet_dp_da_keras", {"train_batches", "pad", "augment", "lenet"}),
+    ("LeNet_dp_da_keras", "LeNet_dp_da_wd_keras", {"lenet"}),
+]
+
+
+@pytest.mark.parametrize("before, after, lesson", LESSONS)
+def test_ladder_steps_differ_by_their_lesson_only(before, after, lesson):
+    texts = []
+    for name in (before, after):
+        source = SCRIPTS[name].read_text()
+        lines = source.splitlines()
+        spans = copies.blocks(source)
+        texts.append({block: lines[start:end] for block, (start, end) in spans.items()})
+    blocks = texts[0].keys() | texts[1].keys()
+    assert {b for b in blocks if texts[0].get(b) != texts[1].get(b)} == lesson
+    if after == LADDER[-1]:
+        changed = [
+            line[2:]
+            for line in difflib.ndiff(texts[0]["lenet"], texts[1]["lenet"])
+            if line.startswith("+ ")
+        ]
+        assert any("L2(1e-4)" in line for line in changed) and len(changed) == 5
+
+
+def test_command_exits_with_status_1_only_when_copies_differ():
+    assert subprocess.run([sys.executable, copies.__file__]).returncode == 0

@@ -1,0 +1,209 @@
+"""The networks are the papers'."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import LADDER, load
+from keras import layers
+
+resnet = load("ResNet_keras")
+RNG = np.random.default_rng(0)
+
+
+def trainable(model):
+    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+
+
+def randomize(model):
+    """Give every variable, moving averages included, a value that no other has."""
+    for variable in model.variables:
+        low, high = (0.5, 1.5) if variable.name in ("gamma", "moving_variance") else (-0.5, 0.5)
+        variable.assign(RNG.uniform(low, high, variable.shape))
+
+
+def bn_relu(x, layer):
+    """Inference of batch normalisation and ReLU in NumPy."""
+    gamma, beta, mean, variance = layer.get_weights()
+    return np.maximum(gamma * (x - mean) / np.sqrt(variance + 1e-5) + beta, 0)
+
+
+def conv(x, kernel, strides=1, padding="same"):
+    """A convolution in NumPy, a kernel position at a time; "same" pads as TensorFlow does."""
+    size, out = kernel.shape[0], -(-x.shape[1] // strides)
+    if padding == "same":
+        total = max((out - 1) * strides + size - x.shape[1], 0)
+        edge = (total // 2, total - total // 2)
+        x = np.pad(x, ((0, 0), edge, edge, (0, 0)))
+    else:
+        out = x.shape[1] - size + 1
+    end = (out - 1) * strides + 1
+    return sum(
+        x[:, i : i + end : strides, j : j + end : strides] @ kernel[i, j]
+        for i in range(size)
+        for j in range(size)
+    )
+
+
+@pytest.mark.parametrize(
+    "stack_n, name, parameters",
+    [
+        (3, "ResNet-20", 272_282),
+        (5, "ResNet-32", 466_714),
+        (8, "ResNet-50", 758_362),
+        (18, "ResNet-110", 1_730_522),
+    ],
+)
+def test_resnet_parameters_and_depth(stack_n, name, parameters):
+    model = resnet.residual_network(stack_n)
+    assert (model.name, trainable(model)) == (name, parameters)
+    weighted = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, layers.Conv2D | layers.Dense) and "shortcut" not in layer.name
+    ]
+    assert len(weighted) == 6 * stack_n + 2
+
+
+def test_resnet_layers_and_feature_maps():
+    model = resnet.residual_network(3, num_classes=100)
+    shapes = {layer.name: layer.output.shape[1:] for layer in model.layers}
+    assert shapes["conv0"] == (32, 32, 16)
+    for stage, shape in (1, (32, 32, 16)), (2, (16, 16, 32)), (3, (8, 8, 64)):
+        for block in (1, 2, 3):
+            for part in ("conv1", "2_bn", "2_relu", "conv2", "add"):
+                assert shapes[f"stage{stage}_block{block}_{part}"] == shape
+    assert shapes["final_relu"] == (8, 8, 64)
+    assert shapes["pool"] == (64,)
+    assert shapes["softmax"] == (100,)
+    shortcuts = [name for name in shapes if name.endswith("shortcut")]
+    assert shortcuts == ["stage2_block1_shortcut", "stage3_block1_shortcut"]
+
+
+@pytest.mark.parametrize("filters, strides", [(4, 1), (6, 2)])
+def test_residual_block_is_full_preactivation(filters, strides):
+    inputs = layers.Input((8, 8, 4))
+    block = keras.Model(inputs, resnet.residual_block(inputs, filters, strides, "b"))
+    randomize(block)
+    layer = {layer.name: layer for layer in block.layers}
+    kernel = {name: layer[name].get_weights()[0] for name in layer if "_conv" in name}
+
+    x = RNG.normal(size=(2, 8, 8, 4)).astype("float32")
+    activated = bn_relu(x, layer["b_1_bn"])
+    shortcut = x
+    if strides == 2:
+        shortcut = conv(activated, layer["b_shortcut"].get_weights()[0], 2)
+    y = conv(activated, kernel["b_conv1"], strides)
+    y = conv(bn_relu(y, layer["b_2_bn"]), kernel["b_conv2"])
+    np.testing.assert_allclose(block(x), shortcut + y, atol=1e-4)
+
+
+def test_resnet_ends_in_bn_relu_mean_and_softmax():
+    model = resnet.residual_network(1)
+    randomize(model)
+    layer = {layer.name: layer for layer in model.layers}
+    features = keras.Model(model.input, layer["stage3_block1_add"].output)
+    x = RNG.integers(0, 256, (2, 32, 32, 3))
+    pooled = bn_relu(np.array(features(x)), layer["final_bn"]).mean(axis=(1, 2))
+    kernel, bias = layer["softmax"].get_weights()
+    logits = pooled @ kernel + bias
+    expected = np.exp(logits - logits.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(model(x), expected, atol=1e-4)
+
+
+def test_weight_decay_is_on_every_kernel():
+    model = resnet.residual_network(1)
+    kernels = [v.numpy() for v in model.trainable_variables if v.name == "kernel"]
+    decay = 1e-4 * sum(np.square(kernel).sum() for kernel in kernels)
+    np.testing.assert_allclose(sum(map(float, model.losses)), decay, rtol=1e-5)
+    assert len(model.losses) == len(kernels) == 10
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_lenet_parameters_and_feature_maps(name):
+    model = load(name).lenet()
+    assert trainable(model) == 62_006
+    shapes = {layer.name: layer.output.shape[1:] for layer in model.layers}
+    expected = {
+        "conv1": (28, 28, 6),
+        "pool1": (14, 14, 6),
+        "conv2": (10, 10, 16),
+        "pool2": (5, 5, 16),
+        "flatten": (400,),
+        "dense1": (120,),
+        "dense2": (84,),
+        "softmax": (10,),
+    }
+    assert expected.items() <= shapes.items()
+    assert list(shapes)[-8:] == list(expected)
+    assert len(model.losses) == (5 if name == LADDER[-1] else 0)
+
+
+@pytest.mark.parametrize("name, scale", [("LeNet_keras", 255), ("LeNet_dp_keras", 1)])
+def test_lenet_computes_what_the_paper_does(name, scale):
+    model = load(name).lenet()
+    randomize(model)
+    weights = [weight.numpy() for weight in model.trainable_variables]
+    pixels = RNG.integers(0, 256, (2, 32, 32, 3))
+    x = pixels / scale
+    for kernel, bias in (weights[0:2], weights[2:4]):
+        x = np.maximum(conv(x, kernel, padding="valid") + bias, 0)
+        batch, size, _, filters = x.shape
+        x = x.reshape(batch, size // 2, 2, size // 2, 2, filters).max(axis=(2, 4))
+    x = x.reshape(2, 400)
+    x = np.maximum(x @ weights[4] + weights[5], 0)
+    x = np.maximum(x @ weights[6] + weights[7], 0)
+    logits = x @ weights[8] + weights[9]
+    expected = np.exp(logits - logits.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(model(pixels), expected, atol=1e-3)
+
+
+def test_pixels_are_normalised_per_channel():
+    mean, std = resnet.STATISTICS["cifar10"]
+    inputs = layers.Input((32, 32, 3))
+    model = keras.Model(inputs, resnet.normalize(inputs, mean, std))
+    pixels = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(model(pixels), (pixels - np.array(mean)) / std, atol=1e-5)
+
+
+def test_synthetic_statistics_are_those_of_the_images():
+    images, _ = resnet.load_data("synthetic")[0]
+    mean, std = resnet.STATISTICS["synthetic"]
+    np.testing.assert_allclose(images.mean((0, 1, 2)), mean, atol=1e-2)
+    np.testing.assert_allclose(images.std((0, 1, 2)), std, atol=1e-2)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_fused_batch_normalization_equals_the_stock_layer(frozen):
+    options = {"momentum": 0.9, "epsilon": 1e-5}
+    ours, stock = resnet.FusedBatchNormalization(**options), layers.BatchNormalization(**options)
+    x = tf.constant(RNG.normal(2, 3, (4, 5, 5, 6)).astype("float32"))
+    results = []
+    for layer in (ours, stock):
+        layer.build(x.shape)
+        layer.trainable = not frozen
+        layer.set_weights([np.linspace(1, 2, 6), np.arange(6), np.ones(6), np.full(6, 4)])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+            loss = tf.reduce_sum(y**3)
+        gradients = tape.gradient(loss, [x, *layer.trainable_weights])
+        results.append([y, *gradients, *layer.weights, layer(x, training=False)])
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "name, epochs, rates",
+    [
+        ("ResNet_keras", 200, {0: 0.1, 80: 0.1, 81: 0.01, 121: 0.01, 122: 0.001, 199: 0.001}),
+        ("ResNet_keras", 30, {0: 0.1, 11: 0.1, 12: 0.01, 17: 0.01, 18: 0.001, 29: 0.001}),
+        ("LeNet_keras", 200, {0: 0.01, 99: 0.01, 100: 0.005, 149: 0.005, 150: 0.001}),
+        ("LeNet_keras", 8, {0: 0.01, 3: 0.01, 4: 0.005, 5: 0.005, 6: 0.001, 7: 0.001}),
+    ],
+)
+def test_schedule_scales_with_the_epochs(name, epochs, rates):
+    script = load(name)
+    assert {epoch: script.scheduler(epoch, epochs) for epoch in rates} == rates
