@@ -393,7 +393,7 @@ def stock_model(model):
     """Return a copy of model that keras.models.load_model loads without this script."""
     stock = keras.models.clone_model(model, clone_function=stock_layer)
     stock.set_weights(model.get_weights())
-    stock.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    stock.compile("sgd", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return stock
 
 
