@@ -20,10 +20,10 @@ import sys
 import time
 from pathlib import Path
 
-# TensorFlow and Keras read these when they are imported; what the user has set goes first.
+# Read at import. What the user has set goes first, but for the backend: this is TensorFlow code.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up notes
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on AMD, where it gains most
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors reach us as exceptions all the same
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default before AVX-512 VNNI
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU's other users room
 
 import keras
@@ -156,8 +156,8 @@ def read_binary(dataset, data_dir):
         if labels[-1].max() >= NUM_CLASSES[dataset]:
             raise UsageError(f"{path} has the label {labels[-1].max()}: not a file of {dataset}")
         images.append(data[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    x_train, y_train = np.concatenate(images[:-1]), np.concatenate(labels[:-1])
-    return (x_train, y_train), (np.ascontiguousarray(images[-1]), labels[-1])
+    images, labels = np.concatenate(images), np.concatenate(labels)
+    return (images[:50000], labels[:50000]), (images[50000:], labels[50000:])
 
 
 def synthetic_images(count, seed):
@@ -197,7 +197,7 @@ def train_batches(images, labels, batch_size, seed, initial_epoch, epochs):
             step_seed = tf.random.experimental.stateless_fold_in(epoch_seed, step)
             return augment(padded, order[step], step_seed), tf.gather(labels, order[step])
 
-        return tf.data.Dataset.range(steps).map(one_step, num_parallel_calls=4)
+        return tf.data.Dataset.range(steps).map(one_step, num_parallel_calls=os.cpu_count())
 
     return untuned(tf.data.Dataset.range(initial_epoch, epochs).flat_map(one_epoch).prefetch(4))
 
@@ -221,9 +221,8 @@ def augment(padded, chosen, seed):
     top, left, mirrored = variant // 18, variant // 2 % 9, variant % 2 == 1
     rows = (40 * chosen + top)[:, None] + tf.range(32)
     columns = left[:, None] + tf.where(mirrored[:, None], tf.range(31, -1, -1), tf.range(32))
-    return tf.gather(
-        tf.gather(tf.reshape(padded, [-1, 40, 3]), rows), columns, axis=2, batch_dims=1
-    )
+    images = tf.gather(tf.reshape(padded, [-1, 40, 3]), rows)
+    return tf.gather(images, columns, axis=2, batch_dims=1)
 
 
 def untuned(dataset):
@@ -282,7 +281,7 @@ def build_network(args):
 
 # ------------------------------------------------------------------------------------ training
 
-STEPS_PER_EXECUTION = 30  # a step takes milliseconds: the time between two of them counts
+STEPS_PER_EXECUTION = 30  # at most; a step takes milliseconds, so the time between two counts
 
 
 def scheduler(epoch, epochs=200):
@@ -294,7 +293,7 @@ def scheduler(epoch, epochs=200):
     return 0.001
 
 
-def multi_gpu_model(build, gpus, steps_per_execution=1):
+def multi_gpu_model(build, gpus):
     """Return the compiled model that build() makes, on one GPU or mirrored on several.
 
     Each GPU gets its share of every batch. Without a GPU, TensorFlow's logical CPU devices count.
@@ -307,16 +306,16 @@ def multi_gpu_model(build, gpus, steps_per_execution=1):
     strategy = tf.distribute.get_strategy()
     if gpus > 1:
         strategy = tf.distribute.MirroredStrategy(names[:gpus])
-        steps_per_execution = 1  # more of them fail in a mirrored model, as of Keras 3.15
     with strategy.scope():
         model = build()
         model.compile(
             keras.optimizers.SGD(momentum=0.9, nesterov=True),  # scheduler() sets the rate
             loss="sparse_categorical_crossentropy",
-            metrics=["accuracy"],
-            steps_per_execution=steps_per_execution,
+            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         )
+        # Variables that appear in the first step would have it traced a second time.
         model.optimizer.build(model.trainable_variables)
+    print(f"{model.name} on {', '.join(names[:gpus])}")
     return model
 
 
@@ -330,14 +329,18 @@ class RunLog(keras.callbacks.CSVLogger):
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.start = epoch, time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
+    def stop_unless_finite(self, loss):
+        if not math.isfinite(loss):
             raise UsageError(
-                f"the loss became {logs['loss']} in epoch {self.epoch + 1}: {self.run} keeps what "
-                "the epochs before it reached; lower the rates in scheduler() or change --seed"
+                f"the loss became {loss} in epoch {self.epoch + 1}: {self.run} keeps what the "
+                "epochs before it reached; lower the rates in scheduler() or change --seed"
             )
 
+    def on_train_batch_end(self, batch, logs=None):
+        self.stop_unless_finite(logs["loss"])
+
     def on_epoch_end(self, epoch, logs=None):
+        self.stop_unless_finite(logs["val_loss"])  # the last step may have spoilt the weights
         super().on_epoch_end(epoch, logs | {"seconds": time.perf_counter() - self.start})
         # float16 skips steps whose gradients overflow; resume() reads the epoch off this count.
         self.model.optimizer.iterations.assign((epoch + 1) * self.steps_per_epoch)
@@ -348,14 +351,18 @@ class RunLog(keras.callbacks.CSVLogger):
 
 def new_run(args, name):
     """Make the folder of a new run, with args.json in it, and return it."""
-    run = Path(args.log_dir, f"{name}_{args.dataset}", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    folder = Path(args.log_dir, f"{name}_{args.dataset}")
     try:
-        run.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        while (run := folder / time.strftime("%Y-%m-%d_%H-%M-%S")).exists():
+            time.sleep(0.1)  # another run began in this second
+        run.mkdir()
     except OSError as error:
-        raise UsageError(f"cannot make {run} ({error.strerror}): change --log_dir") from error
+        raise UsageError(f"cannot make {folder} ({error.strerror}): change --log_dir") from error
     options = {key: value for key, value in vars(args).items() if key != "resume"}
     saved = json.dumps({"script": Path(__file__).name} | options, indent=2)
-    Path(run, "args.json").write_text(saved + "\n")
+    (run / "writing.json").write_text(saved + "\n")
+    os.replace(run / "writing.json", run / "args.json")
     return run
 
 
@@ -365,9 +372,8 @@ def resume(run, model, steps_per_epoch):
     Only numbers are read from last.keras: the network is this script's, and no code in the file
     is run. Raises UsageError when the file is damaged or of another network.
     """
-    if not (run / "last.keras").exists():
-        epochs_done = 0
-    else:
+    epochs_done, log = 0, run / "log.csv"
+    if (run / "last.keras").exists():
         try:
             model.load_weights(run / "last.keras")
         except Exception as error:  # zipfile, h5py and Keras each raise their own
@@ -375,10 +381,9 @@ def resume(run, model, steps_per_epoch):
                 f"{run}/last.keras is damaged or of another network: start a new run"
             ) from error
         epochs_done = int(model.optimizer.iterations) // steps_per_epoch
-    log = run / "log.csv"
     if log.exists():  # a kill between log.csv and last.keras leaves a row too many
-        rows = log.read_text().splitlines(keepends=True)[: 1 + epochs_done]
-        (run / "writing.csv").write_text("".join(rows))
+        rows = log.read_bytes().splitlines(keepends=True)[: 1 + epochs_done]
+        (run / "writing.csv").write_bytes(b"".join(rows))
         os.replace(run / "writing.csv", log)
     return epochs_done
 
@@ -386,7 +391,9 @@ def resume(run, model, steps_per_epoch):
 def stock_layer(layer):
     """Return a new layer of the Keras class that layer has or derives from."""
     stock = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
-    return stock.from_config(layer.get_config())
+    config = layer.get_config()
+    config.pop("synchronized", None)  # for several GPUs; Keras refuses it on other backends
+    return stock.from_config(config)
 
 
 def stock_model(model):
@@ -415,8 +422,7 @@ def draw_curves(run):
 def draw_confusion(run, labels, predicted, dataset):
     """Draw RUN/confusion.png: how many test images of each class were taken for which."""
     num_classes = NUM_CLASSES[dataset]
-    counts = np.zeros((num_classes, num_classes), int)
-    np.add.at(counts, (labels, predicted), 1)
+    counts = tf.math.confusion_matrix(labels, predicted, num_classes).numpy()
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     figure.colorbar(axes.imshow(counts, cmap="Blues"), ax=axes)
@@ -443,32 +449,36 @@ def main():
     if not steps_per_epoch:
         raise UsageError(f"--batch_size {args.batch_size}: there are {len(x_train)} images")
 
-    # An epoch must be a whole number of executions.
-    steps_per_execution = math.gcd(steps_per_epoch, STEPS_PER_EXECUTION)
-    model = multi_gpu_model(lambda: build_network(args), args.gpus, steps_per_execution)
+    model = multi_gpu_model(lambda: build_network(args), args.gpus)
+    if args.gpus == 1:  # a mirrored model fails with more than one, as of Keras 3.15
+        fitting = (n for n in range(1, STEPS_PER_EXECUTION + 1) if steps_per_epoch % n == 0)
+        model.steps_per_execution = max(fitting)
     run = Path(args.resume) if args.resume else new_run(args, model.name)
     try:
         epochs_done = resume(run, model, steps_per_epoch) if args.resume else 0
         parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
-        print(f"{model.name}: {parameters:,} trainable parameters. Run: {run}")
+        print(f"{parameters:,} trainable parameters. Run: {run}")
         train = train_batches(
             x_train, y_train, args.batch_size, args.seed, epochs_done, args.epochs
         )
         test = untuned(tf.data.Dataset.from_tensor_slices((x_test, y_test)).batch(args.batch_size))
-        model.fit(
-            train,
-            validation_data=test,
-            epochs=args.epochs,
-            initial_epoch=epochs_done,
-            steps_per_epoch=steps_per_epoch,
-            shuffle=False,
-            verbose=1 if sys.stdout.isatty() else 2,
-            callbacks=[
-                keras.callbacks.LearningRateScheduler(lambda epoch: scheduler(epoch, args.epochs)),
-                keras.callbacks.TensorBoard(run, write_graph=False),
-                RunLog(run, steps_per_epoch),
-            ],
-        )
+        if epochs_done < args.epochs:  # a run may have been killed while it drew
+            model.fit(
+                train,
+                validation_data=test,
+                epochs=args.epochs,
+                initial_epoch=epochs_done,
+                steps_per_epoch=steps_per_epoch,
+                shuffle=False,
+                verbose=1 if sys.stdout.isatty() else 2,
+                callbacks=[
+                    keras.callbacks.LearningRateScheduler(
+                        lambda epoch: scheduler(epoch, args.epochs)
+                    ),
+                    keras.callbacks.TensorBoard(run, write_graph=False),
+                    RunLog(run, steps_per_epoch),
+                ],
+            )
         stock = stock_model(model)
         loss, accuracy = stock.evaluate(test, verbose=0)
         predicted = stock.predict(test, verbose=0).argmax(axis=-1)

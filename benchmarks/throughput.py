@@ -22,6 +22,8 @@ from pathlib import Path
 
 def main():
     start = time.perf_counter()
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     path, options = Path(sys.argv[1]), sys.argv[2:]
     spec = importlib.util.spec_from_file_location(path.stem, path)
     script = importlib.util.module_from_spec(spec)
@@ -68,6 +70,8 @@ def main():
     # A step of the callbacks is an execution of several training steps in the LeNet scripts.
     steps_per_execution = images // args["batch_size"] // len(stamps["steps"][0])
     intervals = [b - a for epoch in stamps["steps"] for a, b in zip(epoch, epoch[1:])]
+    if not intervals:
+        sys.exit("throughput.py: an epoch has a single step: choose a smaller --batch_size")
     step = statistics.median(intervals) / steps_per_execution
     result = {
         "script": path.name,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 # The scripts set these before they import TensorFlow; the tests import it first.
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # what is promised bit for bit is promised for the CPU
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 ROOT = Path(__file__).parents[1]

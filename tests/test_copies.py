@@ -5,6 +5,7 @@ import difflib
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import copies
 import pytest
@@ -15,13 +16,18 @@ def test_blocks_of_one_name_have_one_text():
     assert copies.differences() == []
 
 
-def test_fix_restores_an_altered_copy(tmp_path):
-    scripts = [shutil.copy(path, tmp_path) for path in (copies.REFERENCE, SCRIPTS["LeNet_keras"])]
-    reference, altered = (tmp_path / path.name for path in map(copies.Path, scripts))
+def test_command_finds_and_mends_an_altered_copy(tmp_path):
+    for path in (copies.REFERENCE, SCRIPTS["LeNet_keras"], Path(copies.__file__)):
+        (tmp_path / path.parent.name).mkdir()
+        shutil.copy(path, tmp_path / path.parent.name)
+    tool = [sys.executable, tmp_path / "tests" / "copies.py"]
+    altered = tmp_path / "1_Lecun_Network" / "LeNet_keras.py"
     right = altered.read_text()
+    assert subprocess.run(tool).returncode == 0
     altered.write_text(right.replace("def untuned(dataset):", "def untuned(dataset):\n    # mine"))
-    assert copies.differences([reference, altered]) == ["LeNet_keras.py: untuned"]
-    copies.differences([reference, altered], fix=True)
+    found = subprocess.run(tool, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (1, "LeNet_keras.py: untuned\n")
+    assert subprocess.run([*tool, "--fix"]).returncode == 0
     assert altered.read_text() == right
 
 
@@ -59,7 +65,3 @@ def test_ladder_steps_differ_by_their_lesson_only(before, after, lesson):
             if line.startswith("+ ")
         ]
         assert any("L2(1e-4)" in line for line in changed) and len(changed) == 5
-
-
-def test_command_exits_with_status_1_only_when_copies_differ():
-    assert subprocess.run([sys.executable, copies.__file__]).returncode == 0

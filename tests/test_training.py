@@ -16,7 +16,7 @@ import tensorflow as tf
 from conftest import ROOT, SCRIPTS, command, load, only_run, run
 
 # The least that makes a network learn the synthetic images.
-SMALL = {"ResNet_keras": ["--stack_n", 1, "--epochs", 2]}
+SMALL = {"ResNet_keras": ["--stack_n", 1, "--epochs", 3]}
 FILES = {"args.json", "log.csv", "train", "validation", "last.keras", "model.keras"}
 PICTURES = {"curves.png", "confusion.png"}
 
@@ -78,7 +78,7 @@ def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_pat
     shutil.copy(folder / "model.keras", elsewhere)
     np.savez(elsewhere / "test.npz", images=images, labels=labels)
     fresh = subprocess.run(
-        [sys.executable, "-c", EVALUATE], cwd=elsewhere, capture_output=True, text=True
+        [sys.executable, "-c", EVALUATE], cwd=elsewhere, capture_output=True, text=True, timeout=300
     )
     assert "evaluated" in fresh.stdout, fresh.stderr
     evaluated_loss, evaluated_accuracy = map(float, fresh.stdout.split()[1:])
@@ -89,86 +89,99 @@ def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_pat
     assert again.returncode == 0 and "is finished" in again.stdout
 
 
-def start_and_kill(arguments, cwd, moment):
-    """Start a command; kill it as soon as moment(folder of its run) is true."""
-    with open(cwd / "output.txt", "a") as output:
-        process = subprocess.Popen(arguments, cwd=cwd, stdout=output, stderr=output)
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        found = list(cwd.glob("runs/*/*/args.json"))
-        if found and moment(found[0].parent):
-            break
-        time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, (cwd / "output.txt").read_text()
+# Kills the process when it opens a file of this name, or renames one to it, for the nth time.
+KILL_AT = """
+import os, runpy, signal, sys
+name, left = sys.argv[1], [int(sys.argv[2])]
+def hook(event, args):
+    path = args[0] if event == "open" else args[1] if event == "os.rename" else ""
+    if os.path.basename(str(path)) == name:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+sys.argv = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def kill_at(name, nth=1):
+    """A killer: the run dies when it touches the file of this name for the nth time."""
+
+    def kill(arguments, cwd):
+        arguments = [sys.executable, "-c", KILL_AT, name, str(nth), *arguments[1:]]
+        done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=300)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+
+    return kill
 
 
 def rows(folder):
-    """How many epochs log.csv has."""
-    return (folder / "log.csv").read_text().count("\n") - 1 if (folder / "log.csv").exists() else -1
+    """How many epochs log.csv has; -1 before it has its first line."""
+    log = folder / "log.csv"
+    return log.read_text().count("\n") - 1 if log.exists() else -1
 
 
-def after(epochs, seconds):
-    """The moment some seconds after these epochs have ended."""
-    since = []
+def kill_when(moment, seconds=0):
+    """A killer: the run dies some seconds after moment(its folder) is true."""
 
-    def moment(folder):
-        if rows(folder) >= epochs:
-            since.append(time.monotonic())
-        return since and time.monotonic() - since[0] >= seconds
+    def kill(arguments, cwd):
+        with open(cwd / "output.txt", "a") as output:
+            process = subprocess.Popen(arguments, cwd=cwd, stdout=output, stderr=output)
+        deadline = time.monotonic() + 200
+        while not any(moment(path.parent) for path in cwd.glob("runs/*/*/args.json")):
+            assert process.poll() is None, (cwd / "output.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+        time.sleep(seconds)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
 
-    return moment
-
-
-def row_without_checkpoint(epochs):
-    """The moment when the log has the row of an epoch whose checkpoint is not there yet."""
-    return lambda folder: rows(folder) >= epochs
-
-
-def saving(epochs):
-    """The moment when the checkpoint of an epoch is half written."""
-    return lambda folder: rows(folder) >= epochs and (folder / "writing.keras").exists()
+    return kill
 
 
-def drawing(picture):
-    """The moment when a picture has just been begun."""
-    return lambda folder: (folder / picture).exists()
+def saving(folder):
+    """While a checkpoint is half written."""
+    return rows(folder) >= 1 and (folder / "writing.keras").exists()
 
 
 KILLS = {
     "LeNet_dp_da_wd_keras": (
-        ["--epochs", 8],
+        ["--epochs", 12],
         [
-            lambda folder: True,  # before the first epoch
-            after(0, 0.2),
-            saving(1),
-            after(2, 0.3),
-            row_without_checkpoint(4),
-            saving(5),
-            after(6, 0.1),
-            saving(8),
-            drawing("curves.png"),
-            drawing("confusion.png"),
+            kill_at("log.csv"),  # before the first epoch
+            kill_when(lambda folder: rows(folder) >= 1, 0.2),  # within an epoch
+            kill_at("writing.keras"),  # the log has a row of which there is no checkpoint
+            kill_when(saving),
+            kill_when(lambda folder: rows(folder) >= 4, 0.3),
+            kill_at("last.keras", 2),  # the checkpoint is written but not in its place
+            kill_at("curves.png"),
+            kill_at("confusion.png"),
+            kill_at("writing.keras"),  # the trained network is to be saved
+            kill_at("model.keras"),
         ],
     ),
-    "ResNet_keras": (["--stack_n", 1, "--epochs", 3], [after(1, 1.0), saving(2)]),
+    "ResNet_keras": (
+        ["--stack_n", 1, "--epochs", 2],
+        [kill_when(lambda folder: rows(folder) >= 1, 1), kill_at("last.keras")],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", KILLS)
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(name, tmp_path):
-    options, moments = KILLS[name]
+    options, kills = KILLS[name]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
     assert run(name, "--dataset", "synthetic", *options, cwd=whole).returncode == 0
     arguments = command(name, "--dataset", "synthetic", *options)
-    for moment in moments:
-        start_and_kill(arguments, broken, moment)
+    for kill in kills:
+        kill(arguments, broken)
         folder = only_run(broken)
         assert not (folder / "model.keras").exists()
         arguments = command(name, "--resume", folder)
-    done = subprocess.run(arguments, cwd=broken, capture_output=True, text=True)
+    done = subprocess.run(arguments, cwd=broken, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
     expected, found = only_run(whole), only_run(broken)
@@ -182,9 +195,17 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(name, tmp_path):
 
 def test_ctrl_c_names_the_command_that_goes_on(tmp_path):
     arguments = command("LeNet_keras", "--dataset", "synthetic", "--epochs", 500)
-    process = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, which the tests may be, ignore SIGINT and pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 200
     while not (found := list(tmp_path.glob("runs/*/*/last.keras"))):
-        assert process.poll() is None
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     start = time.monotonic()
@@ -213,8 +234,8 @@ def with_two_cpus(script, *options):
     "name, options",
     [
         ("LeNet_dp_da_wd_keras", ["--batch_size", 1000]),
-        # Batch normalisation at rate 0.1 multiplies rounding errors with every step.
-        ("ResNet_keras", ["--stack_n", 1, "--batch_size", 5000]),
+        # Batch normalisation at rate 0.1 multiplies rounding errors with every step: two an epoch.
+        ("ResNet_keras", ["--stack_n", 1, "--batch_size", 2500]),
     ],
 )
 def test_two_devices_train_like_one(name, options, tmp_path):
@@ -222,44 +243,62 @@ def test_two_devices_train_like_one(name, options, tmp_path):
     for gpus in (1, 2):
         cwd = tmp_path / str(gpus)
         cwd.mkdir()
-        options = ["--dataset", "synthetic", "--epochs", 3, "--gpus", gpus, *options]
-        arguments = with_two_cpus(name, *options)
+        arguments = with_two_cpus(
+            name, "--dataset", "synthetic", "--epochs", 3, "--gpus", gpus, *options
+        )
         if gpus == 2:
-            start_and_kill(arguments, cwd, lambda folder: (folder / "last.keras").exists())
+            kill_when(lambda folder: (folder / "last.keras").exists())(arguments, cwd)
             arguments = with_two_cpus(name, "--resume", only_run(cwd))
-        done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True)
+        done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
+        assert f" on {', '.join(['CPU:0', 'CPU:1'][:gpus])}\n" in done.stdout
         keras.models.load_model(only_run(cwd) / "model.keras")
         logs.append(read_log(only_run(cwd)))
     np.testing.assert_allclose(logs[0]["loss"], logs[1]["loss"], rtol=0, atol=1e-5)
+    assert not np.array_equal(logs[0]["loss"], logs[1]["loss"])  # two devices round differently
 
 
-def test_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_epoch(monkeypatch, tmp_path):
+@pytest.mark.parametrize("batch_size", [128, 5000])  # 5000: the only step of an epoch does it
+def test_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_epoch(
+    monkeypatch, tmp_path, batch_size
+):
     script = load("LeNet_keras")
-    options = ["--dataset", "synthetic", "--epochs", "3"]
+    options = ["--dataset", "synthetic", "--epochs", "3", "--batch_size", str(batch_size)]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["LeNet_keras.py", *options])
-    monkeypatch.setattr(script, "scheduler", lambda epoch, epochs: 1e9 if epoch == 1 else 0.01)
+    monkeypatch.setattr(script, "scheduler", lambda epoch, epochs: 1e30 if epoch == 1 else 0.01)
     with pytest.raises(script.UsageError, match=r"the loss became (nan|inf) in epoch 2: "):
         script.main()
     folder = only_run(tmp_path)
     assert len(read_log(folder)) == 1
     model = script.multi_gpu_model(script.lenet, 1)
-    assert script.resume(folder, model, 39) == 1
+    assert script.resume(folder, model, 5000 // batch_size) == 1
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
-def test_help_states_defaults_and_the_readme_commands_exist():
-    for name in SCRIPTS:
-        text = subprocess.run(command(name, "--help"), capture_output=True, text=True).stdout
-        for line in (
-            "(default: 128)",
-            "(default: 200)",
-            "(default: cifar10)",
-            "(default: float32)",
-        ):
-            assert line in text
-    for script in re.findall(r"python (\S+_keras\.py)", (ROOT / "README.md").read_text()):
+def test_float16_run_whose_gradients_overflow_resumes_at_the_right_epoch(tmp_path):
+    options = ["--dataset", "synthetic", "--epochs", 3, "--precision", "mixed_float16"]
+    arguments = command("LeNet_dp_keras", *options)
+    kill_at("writing.keras", 2)(arguments, tmp_path)
+    done = run("LeNet_dp_keras", "--resume", only_run(tmp_path), cwd=tmp_path)
+    assert "Epoch 2/3" in done.stdout and "Epoch 1/3" not in done.stdout, done.stderr
+    np.testing.assert_array_equal(read_log(only_run(tmp_path))["epoch"], range(3))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_states_the_defaults(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [SCRIPTS[name].name, "--help"])
+    with pytest.raises(SystemExit):
+        load(name).parse_args()
+    text = capsys.readouterr().out
+    for default in ("128", "200", "cifar10", "runs", "float32", "0"):
+        assert f"(default: {default})" in text
+
+
+def test_commands_in_the_readme_name_scripts_that_exist():
+    commands = re.findall(r"python (\S+\.py)", (ROOT / "README.md").read_text())
+    assert len(commands) >= 5
+    for script in commands:
         assert (ROOT / script).exists()
 
 
