@@ -335,7 +335,7 @@ def resume(run, model, steps_per_epoch):
             raise UsageError(
                 f"{run}/last.keras is damaged or of another network: start a new run"
             ) from error
-        epochs_done = int(model.optimizer.iterations) // steps_per_epoch
+        epochs_done = int(model.optimizer.iterations.numpy()) // steps_per_epoch
     if log.exists():  # a kill between log.csv and last.keras leaves a row too many
         rows = log.read_bytes().splitlines(keepends=True)[: 1 + epochs_done]
         (run / "writing.csv").write_bytes(b"".join(rows))

@@ -291,7 +291,7 @@ def conv(x, filters, kernel_size, strides, name):
 
 
 def bn_relu(x, name):
-    """The activation, which in a network with pre-activation stands before a convolution."""
+    """Batch normalisation, with the momentum and epsilon of the papers' Torch code, and ReLU."""
     x = FusedBatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, name=name + "_bn")(x)
     return layers.ReLU(name=name + "_relu")(x)
 
@@ -442,7 +442,7 @@ def resume(run, model, steps_per_epoch):
             raise UsageError(
                 f"{run}/last.keras is damaged or of another network: start a new run"
             ) from error
-        epochs_done = int(model.optimizer.iterations) // steps_per_epoch
+        epochs_done = int(model.optimizer.iterations.numpy()) // steps_per_epoch
     if log.exists():  # a kill between log.csv and last.keras leaves a row too many
         rows = log.read_bytes().splitlines(keepends=True)[: 1 + epochs_done]
         (run / "writing.csv").write_bytes(b"".join(rows))
