@@ -79,7 +79,7 @@ def parse_shared_args(parser, batch_size, epochs):
     add("--log_dir", type=os.path.abspath, default="runs", help="folder for the runs' folders")
     add("--gpus", type=positive_int, default=1, help="how many GPUs share each batch")
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
-    add("--precision", choices=precisions, default="float32", help="of the arithmetic")
+    add("--precision", choices=precisions, default="float32", help="mixed: for GPUs, CPUs with AMX")
     add("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
     add("--resume", type=os.path.abspath, metavar="RUN", help="folder of a run to go on with")
     parser.error = lambda message: sys.exit(f"{parser.prog}: error: {message}")
