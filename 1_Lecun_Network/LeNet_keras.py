@@ -9,6 +9,9 @@ Document Recognition", 1998, http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf
     python LeNet_keras.py --resume runs/LeNet_cifar10/2026-01-31_12-00-00
 
 Pixels are divided by 255 and nothing else is done to them: the baseline of the ladder.
+
+Reaches 59.31 % of the test images after 200 epochs, on JPEG-compressed copies of them. Needs
+tensorflow, keras, numpy, matplotlib and tensorboard.
 """
 
 import argparse
