@@ -217,8 +217,8 @@ def augment(padded, chosen, seed):
     """Crop the chosen images at random places and mirror half of them.
 
     padded is (n, 40, 40, 3) uint8, chosen holds (batch,) indices, seed is a stateless seed (2,);
-    returns (batch, 32, 32, 3) uint8. Working on the whole batch, with one gather for rows and one
-    for columns, is several times as fast as working image by image.
+    returns (batch, 32, 32, 3) uint8. The whole batch takes one gather for its rows and one for its
+    columns, instead of a call for every image.
     """
     variant = tf.random.stateless_uniform(chosen.shape, seed, 0, 9 * 9 * 2, tf.int32)
     top, left, mirrored = variant // 18, variant // 2 % 9, variant % 2 == 1
@@ -244,7 +244,7 @@ def untuned(dataset):
 def normalize(x, mean, std):
     """Bring (batch, 32, 32, 3) pixels to mean 0 and standard deviation 1 in every channel.
 
-    As rows of 96 numbers this takes half the time, since vectors of 3 are slow to broadcast.
+    They are normalised as rows of 96 numbers, since vectors of 3 are slow to broadcast.
     """
     x = layers.Reshape((32, 96), name="rows")(x)
     mean, variance = np.tile(mean, 32), np.tile(np.square(std), 32)
@@ -418,7 +418,7 @@ def draw_curves(run):
             axes.legend()
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         axes.grid(alpha=0.3)
-    axes.set_yscale("log")
+    axes.set_yscale("log")  # of the last, the learning rate
     figure.savefig(run / "curves.png", dpi=150)
 
 
@@ -450,7 +450,8 @@ def main():
     (x_train, y_train), (x_test, y_test) = load_data(args.dataset, args.data_dir)
     steps_per_epoch = len(x_train) // args.batch_size
     if not steps_per_epoch:
-        raise UsageError(f"--batch_size {args.batch_size}: there are {len(x_train)} images")
+        too_many = f"--batch_size {args.batch_size} is more than the {len(x_train)} training images"
+        raise UsageError(too_many)
 
     model = multi_gpu_model(lambda: build_network(args), args.gpus)
     if args.gpus == 1:  # a mirrored model fails with more than one, as of Keras 3.15
@@ -492,6 +493,8 @@ def main():
     except KeyboardInterrupt:
         command = shlex.join(["python", sys.argv[0], "--resume", str(run)])
         sys.exit(f"Interrupted. To go on: {command}")
+    except OSError as error:  # a full disk, for one
+        raise UsageError(f"{error}; mend that and go on with --resume {run}") from error
     print(f"Test accuracy {accuracy:.4f}, loss {loss:.4f} after epoch {args.epochs}.")
     print(f"Run: {run}")
 

@@ -220,7 +220,7 @@ def untuned(dataset):
 def normalize(x, mean, std):
     """Bring (batch, 32, 32, 3) pixels to mean 0 and standard deviation 1 in every channel.
 
-    As rows of 96 numbers this takes half the time, since vectors of 3 are slow to broadcast.
+    They are normalised as rows of 96 numbers, since vectors of 3 are slow to broadcast.
     """
     x = layers.Reshape((32, 96), name="rows")(x)
     mean, variance = np.tile(mean, 32), np.tile(np.square(std), 32)
@@ -391,7 +391,7 @@ def draw_curves(run):
             axes.legend()
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         axes.grid(alpha=0.3)
-    axes.set_yscale("log")
+    axes.set_yscale("log")  # of the last, the learning rate
     figure.savefig(run / "curves.png", dpi=150)
 
 
@@ -423,7 +423,8 @@ def main():
     (x_train, y_train), (x_test, y_test) = load_data(args.dataset, args.data_dir)
     steps_per_epoch = len(x_train) // args.batch_size
     if not steps_per_epoch:
-        raise UsageError(f"--batch_size {args.batch_size}: there are {len(x_train)} images")
+        too_many = f"--batch_size {args.batch_size} is more than the {len(x_train)} training images"
+        raise UsageError(too_many)
 
     model = multi_gpu_model(lambda: build_network(args), args.gpus)
     if args.gpus == 1:  # a mirrored model fails with more than one, as of Keras 3.15
@@ -465,6 +466,8 @@ def main():
     except KeyboardInterrupt:
         command = shlex.join(["python", sys.argv[0], "--resume", str(run)])
         sys.exit(f"Interrupted. To go on: {command}")
+    except OSError as error:  # a full disk, for one
+        raise UsageError(f"{error}; mend that and go on with --resume {run}") from error
     print(f"Test accuracy {accuracy:.4f}, loss {loss:.4f} after epoch {args.epochs}.")
     print(f"Run: {run}")
 

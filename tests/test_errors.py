@@ -54,7 +54,7 @@ def test_option_that_cannot_be(error_of, tmp_path, name, options, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--batch_size", 5001], "--batch_size 5001: there are 5000 images"),
+        (["--batch_size", 5001], "--batch_size 5001 is more than the 5000 training images"),
         (["--gpus", 64], "--gpus 64: TensorFlow sees only CPU:0"),
         (["--log_dir", "file/runs"], "Not a directory): change --log_dir"),
     ],

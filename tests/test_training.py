@@ -252,7 +252,7 @@ def test_two_devices_train_like_one(name, options, tmp_path):
         keras.models.load_model(only_run(cwd) / "model.keras")
         logs.append(read_log(only_run(cwd)))
     # The first step's losses agree to all digits. From then on the least rounding error can flip a
-    # ReLU: one device with two releases of the same kernels differs as much as one and two devices.
+    # ReLU: one device with oneDNN on and off differs by as much as one device and two.
     np.testing.assert_allclose(logs[0]["loss"], logs[1]["loss"], rtol=1e-4)
 
 
