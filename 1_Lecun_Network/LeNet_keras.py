@@ -339,6 +339,10 @@ def resume(run, model, steps_per_epoch):
                 f"{run}/last.keras is damaged or of another network: start a new run"
             ) from error
         epochs_done = int(model.optimizer.iterations.numpy()) // steps_per_epoch
+        for layer in model.layers:
+            if isinstance(layer, layers.Dropout):  # its state, (seed, steps so far), is not saved
+                state = layer.seed_generator.state
+                state.assign(state + [0, epochs_done * steps_per_epoch])
     if log.exists():  # a kill between log.csv and last.keras leaves a row too many
         rows = log.read_bytes().splitlines(keepends=True)[: 1 + epochs_done]
         (run / "writing.csv").write_bytes(b"".join(rows))
@@ -438,12 +442,11 @@ def main():
                     RunLog(run, steps_per_epoch),
                 ],
             )
-        stock = stock_model(model)
-        loss, accuracy = stock.evaluate(test, verbose=0)
-        predicted = stock.predict(test, verbose=0).argmax(axis=-1)
+        loss, accuracy = model.evaluate(test, verbose=0)
+        predicted = model.predict(test, verbose=0).argmax(axis=-1)
         draw_curves(run)
         draw_confusion(run, y_test, predicted, args.dataset)
-        stock.save(run / "writing.keras")
+        stock_model(model).save(run / "writing.keras")
         os.replace(run / "writing.keras", run / "model.keras")  # last: it marks a finished run
     except KeyboardInterrupt:
         command = shlex.join(["python", sys.argv[0], "--resume", str(run)])

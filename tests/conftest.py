@@ -16,11 +16,12 @@ LADDER = ["LeNet_keras", "LeNet_dp_keras", "LeNet_dp_da_keras", "LeNet_dp_da_wd_
 SCRIPTS = {path.stem: path for path in sorted(ROOT.glob("[1-8]_*/*_keras.py"))}
 
 
-def load(name):
-    """Import a script as a module."""
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS[name])
+def load(script):
+    """Import a script (a name, or the path of a copy) as a module."""
+    path = Path(SCRIPTS.get(script, script))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
 
@@ -35,6 +36,20 @@ def run(script, *options, cwd, **more):
     return subprocess.run(
         command(script, *options), cwd=cwd, capture_output=True, text=True, timeout=300, **more
     )
+
+
+def copy(name, folder, images=5000):
+    """Copy a script into folder, alone, to train on so many synthetic images; return its path.
+
+    A fifth as many are for testing.
+    """
+    few = SCRIPTS[name].read_text()
+    for old, new in ((5000, images), (1000, images // 5)):
+        assert f"return synthetic_images({old}," in few or f", synthetic_images({old}," in few
+        few = few.replace(f"synthetic_images({old},", f"synthetic_images({new},")
+    path = folder / SCRIPTS[name].name
+    path.write_text(few)
+    return path
 
 
 def only_run(folder):

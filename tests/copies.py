@@ -16,8 +16,13 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "4_Residual_Network" / "ResNet_keras.py"
 SCRIPTS = [REFERENCE, *sorted(set(ROOT.glob("[1-8]_*/*_keras.py")) - {REFERENCE})]
 # What a script is about differs; so does what a step of the LeNet ladder has not learnt yet.
-LESSONS = {"parse_args", "build_network", "scheduler", "STEPS_PER_EXECUTION"}
-LADDER_LESSONS = {"train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py"), "lenet": None}
+LESSONS = {"parse_args", "build_network", "scheduler", "STEPS_PER_EXECUTION", "WEIGHTS"}
+# Of these names, the scripts named have a text of their own; None stands for all.
+EXCEPTIONS = {
+    "train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py"),
+    "lenet": None,
+    "pad": ("Wide_ResNet_keras.py",),
+}
 
 
 def blocks(source):
@@ -39,8 +44,8 @@ def blocks(source):
 
 def is_lesson(name, script):
     """Whether this block of this script may differ from the reference."""
-    if name in LADDER_LESSONS:
-        return LADDER_LESSONS[name] is None or script.name in LADDER_LESSONS[name]
+    if name in EXCEPTIONS:
+        return EXCEPTIONS[name] is None or script.name in EXCEPTIONS[name]
     return name in LESSONS
 
 

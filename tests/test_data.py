@@ -91,7 +91,9 @@ def test_augmentation_shifts_and_mirrors():
         assert 0.45 < np.mean([mirrored for *_, mirrored in seen]) < 0.55
 
 
-@pytest.mark.parametrize("name", ["ResNet_keras", "LeNet_keras", "LeNet_dp_da_keras"])
+@pytest.mark.parametrize(
+    "name", ["ResNet_keras", "LeNet_keras", "LeNet_dp_da_keras", "Wide_ResNet_keras"]
+)
 def test_batches_are_a_function_of_seed_epoch_and_step(name):
     module = load(name)
     labels = np.arange(50, dtype=np.int32)

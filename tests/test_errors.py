@@ -7,6 +7,7 @@ import shutil
 import sys
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 from conftest import SCRIPTS, load, only_run, run
@@ -34,6 +35,34 @@ def error_of(monkeypatch, tmp_path, capfd):
     [
         ("ResNet_keras", ["--stack_n", 0], "--stack_n: 0 is not a whole number of at least 1"),
         ("ResNet_keras", ["--stack_n", "two"], "--stack_n: two is not a whole number"),
+        (
+            "Wide_ResNet_keras",
+            ["--depth", 29],
+            "--depth: 29 is not 6n+4, n at least 1: take 28 or 34",
+        ),
+        (
+            "Wide_ResNet_keras",
+            ["--depth", 4],
+            "--depth: 4 is not 6n+4, n at least 1: take 10 or 16",
+        ),
+        ("Wide_ResNet_keras", ["--width", 0], "--width: 0 is not a whole number of at least 1"),
+        ("Wide_ResNet_keras", ["--dropout", 1], "--dropout: 1 is not a number from 0 to less than"),
+        ("Wide_ResNet_keras", ["--dropout", "nan"], "--dropout: nan is not a number from 0"),
+        (
+            "DenseNet_keras",
+            ["--depth", 99],
+            "--depth: 99 is not 6n+4, n at least 1: take 94 or 100",
+        ),
+        ("DenseNet_keras", ["--growth_rate", -1], "--growth_rate: -1 is not a whole number"),
+        ("ResNeXt_keras", ["--cardinality", 0], "--cardinality: 0 is not a whole number"),
+        ("ResNeXt_keras", ["--base_width", 1.5], "--base_width: 1.5 is not a whole number"),
+        (
+            "SENet_keras",
+            ["--ratio", 20],
+            "--ratio: 256 channels cannot be divided by 20: take 16 or 32",
+        ),
+        ("SENet_keras", ["--ratio", 999], "256 channels cannot be divided by 999: take 128 or 256"),
+        ("SENet_keras", ["--cardinality", "x"], "--cardinality: x is not a whole number"),
         ("LeNet_keras", ["--batch_size", 0], "--batch_size: 0 is not a whole number"),
         ("LeNet_keras", ["--epochs", 0], "--epochs: 0 is not a whole number"),
         ("LeNet_keras", ["--dataset", "mnist"], "(choose from cifar10, cifar100, synthetic)"),
@@ -73,6 +102,31 @@ def test_no_network_names_the_two_ways_on(tmp_path):
     message = done.stderr.splitlines()[-1]
     assert message.startswith("LeNet_keras.py: error: cannot download cifar10 (")
     assert "--data_dir" in message and "--dataset synthetic" in message
+    assert not list(tmp_path.glob("runs"))
+
+
+@pytest.mark.parametrize("name", ["Vgg19_keras.py", "Vgg_prediction.py"])
+def test_no_network_for_imagenet_weights(name, tmp_path):
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path)}
+    script = SCRIPTS["Vgg19_keras"].with_name(name)
+    options = ["picture.png"] if "prediction" in name else ["--dataset", "synthetic"]
+    done = run(script, *options, cwd=tmp_path, env=os.environ | nowhere)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(f"{name}: error: cannot download the ImageNet weights (")
+    assert "--weights FILE" in message
+    assert not list(tmp_path.glob("runs"))
+
+
+def test_weights_that_do_not_fit(error_of, tmp_path):
+    options = ["--dataset", "synthetic", "--weights", "vgg.h5"]
+    assert "vgg.h5: there is no such file" in error_of("Vgg19_keras", *options)
+    keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(3)]).save(tmp_path / "other.h5")
+    for content in (b"", b"not a file of weights", (tmp_path / "other.h5").read_bytes()):
+        (tmp_path / "vgg.h5").write_bytes(content)
+        message = error_of("Vgg19_keras", *options)
+        assert "vgg.h5 are not the ImageNet weights of Keras' VGG19" in message
+        assert (tmp_path / "vgg.h5").read_bytes() == content
     assert not list(tmp_path.glob("runs"))
 
 

@@ -6,43 +6,9 @@ import pytest
 import tensorflow as tf
 from conftest import LADDER, load
 from keras import layers
+from reference import RNG, bn_relu, conv, max_pool, randomize, softmax, trainable
 
 resnet = load("ResNet_keras")
-RNG = np.random.default_rng(0)
-
-
-def trainable(model):
-    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
-
-
-def randomize(model):
-    """Give every variable, moving averages included, a value that no other has."""
-    for variable in model.variables:
-        low, high = (0.5, 1.5) if variable.name in ("gamma", "moving_variance") else (-0.5, 0.5)
-        variable.assign(RNG.uniform(low, high, variable.shape))
-
-
-def bn_relu(x, layer):
-    """Inference of batch normalisation and ReLU in NumPy."""
-    gamma, beta, mean, variance = layer.get_weights()
-    return np.maximum(gamma * (x - mean) / np.sqrt(variance + 1e-5) + beta, 0)
-
-
-def conv(x, kernel, strides=1, padding="same"):
-    """A convolution in NumPy, a kernel position at a time; "same" pads as TensorFlow does."""
-    size, out = kernel.shape[0], -(-x.shape[1] // strides)
-    if padding == "same":
-        total = max((out - 1) * strides + size - x.shape[1], 0)
-        edge = (total // 2, total - total // 2)
-        x = np.pad(x, ((0, 0), edge, edge, (0, 0)))
-    else:
-        out = x.shape[1] - size + 1
-    end = (out - 1) * strides + 1
-    return sum(
-        x[:, i : i + end : strides, j : j + end : strides] @ kernel[i, j]
-        for i in range(size)
-        for j in range(size)
-    )
 
 
 @pytest.mark.parametrize(
@@ -106,10 +72,7 @@ def test_resnet_ends_in_bn_relu_mean_and_softmax():
     x = RNG.integers(0, 256, (2, 32, 32, 3))
     pooled = bn_relu(np.array(features(x)), layer["final_bn"]).mean(axis=(1, 2))
     kernel, bias = layer["softmax"].get_weights()
-    logits = pooled @ kernel + bias
-    expected = np.exp(logits - logits.max(1, keepdims=True))
-    expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(model(x), expected, atol=1e-4)
+    np.testing.assert_allclose(model(x), softmax(pooled @ kernel + bias), atol=1e-4)
 
 
 def test_weight_decay_is_on_every_kernel():
@@ -149,15 +112,11 @@ def test_lenet_computes_what_the_paper_does(name, scale):
     x = pixels / scale
     for kernel, bias in (weights[0:2], weights[2:4]):
         x = np.maximum(conv(x, kernel, padding="valid") + bias, 0)
-        batch, size, _, filters = x.shape
-        x = x.reshape(batch, size // 2, 2, size // 2, 2, filters).max(axis=(2, 4))
+        x = max_pool(x, 2)
     x = x.reshape(2, 400)
     x = np.maximum(x @ weights[4] + weights[5], 0)
     x = np.maximum(x @ weights[6] + weights[7], 0)
-    logits = x @ weights[8] + weights[9]
-    expected = np.exp(logits - logits.max(1, keepdims=True))
-    expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(model(pixels), expected, atol=1e-3)
+    np.testing.assert_allclose(model(pixels), softmax(x @ weights[8] + weights[9]), atol=1e-3)
 
 
 def test_pixels_are_normalised_per_channel():
@@ -201,6 +160,22 @@ def test_fused_batch_normalization_equals_the_stock_layer(frozen):
         ("ResNet_keras", 200, {0: 0.1, 80: 0.1, 81: 0.01, 121: 0.01, 122: 0.001, 199: 0.001}),
         ("ResNet_keras", 30, {0: 0.1, 11: 0.1, 12: 0.01, 17: 0.01, 18: 0.001, 29: 0.001}),
         ("LeNet_keras", 200, {0: 0.01, 99: 0.01, 100: 0.005, 149: 0.005, 150: 0.001}),
+        ("Network_in_Network_keras", 200, {0: 0.01, 80: 0.01, 81: 0.005, 140: 0.005, 141: 0.001}),
+        (
+            "Network_in_Network_bn_keras",
+            200,
+            {0: 0.05, 60: 0.05, 61: 0.01, 120: 0.01, 121: 0.002, 160: 0.002, 161: 0.0004},
+        ),
+        ("Vgg19_keras", 200, {0: 0.1, 79: 0.1, 80: 0.01, 159: 0.01, 160: 0.001}),
+        (
+            "Wide_ResNet_keras",
+            200,
+            {0: 0.1, 59: 0.1, 60: 0.02, 119: 0.02, 120: 0.004, 159: 0.004, 160: 0.0008},
+        ),
+        *[
+            (name, 300, {0: 0.1, 149: 0.1, 150: 0.01, 224: 0.01, 225: 0.001, 299: 0.001})
+            for name in ("ResNeXt_keras", "DenseNet_keras", "SENet_keras")
+        ],
         ("LeNet_keras", 8, {0: 0.01, 3: 0.01, 4: 0.005, 5: 0.005, 6: 0.001, 7: 0.001}),
     ],
 )

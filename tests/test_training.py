@@ -13,10 +13,20 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, SCRIPTS, command, load, only_run, run
+from conftest import ROOT, SCRIPTS, command, copy, load, only_run, run
 
-# The least that makes a network learn the synthetic images.
-SMALL = {"ResNet_keras": ["--stack_n", 1, "--epochs", 3]}
+# What makes a network learn the synthetic images in seconds: how many of them, for how many epochs,
+# the accuracy to reach, of which 0.1 is guessing, and options.
+SMALL = {
+    "ResNet_keras": (5000, 3, 0.5, ["--stack_n", 1]),
+    "Network_in_Network_keras": (1280, 3, 0.2, ["--batch_size", 32]),
+    "Network_in_Network_bn_keras": (640, 4, 0.5, ["--batch_size", 32]),
+    "Vgg19_keras": (1280, 2, 0.2, ["--batch_size", 32, "--weights", "none"]),
+    "Wide_ResNet_keras": (1280, 3, 0.5, ["--batch_size", 32, "--depth", 10, "--width", 1]),
+    "DenseNet_keras": (640, 3, 0.5, ["--batch_size", 32, "--depth", 10]),
+    "ResNeXt_keras": (640, 3, 0.5, ["--batch_size", 32, "--cardinality", 2, "--base_width", 4]),
+    "SENet_keras": (640, 3, 0.5, ["--batch_size", 32, "--cardinality", 2, "--base_width", 4]),
+}
 FILES = {"args.json", "log.csv", "train", "validation", "last.keras", "model.keras"}
 PICTURES = {"curves.png", "confusion.png"}
 
@@ -48,14 +58,14 @@ def event_tags(folder):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_path):
-    script = shutil.copy(SCRIPTS[name], tmp_path)
-    options = SMALL.get(name, ["--epochs", 3])
-    done = run(script, "--dataset", "synthetic", *options, cwd=tmp_path)
+    images, epochs, least, options = SMALL.get(name, (5000, 3, 0.5, []))
+    script = copy(name, tmp_path, images)
+    done = run(script, "--dataset", "synthetic", "--epochs", epochs, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no photographs" in done.stdout
     *_, result, last = done.stdout.splitlines()
     accuracy, loss = map(float, re.findall(r"(?:accuracy|loss) (\d+\.\d+)", result))
-    assert accuracy > 0.5
+    assert accuracy > least
 
     folder = only_run(tmp_path)
     assert last == f"Run: {folder}"
@@ -64,7 +74,7 @@ def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_pat
     assert log.dtype.names == (
         *("epoch", "accuracy", "learning_rate", "loss", "seconds", "val_accuracy", "val_loss"),
     )
-    np.testing.assert_array_equal(log["epoch"], range(options[-1]))
+    np.testing.assert_array_equal(log["epoch"], range(epochs))
     assert log["val_accuracy"][-1] == pytest.approx(accuracy, abs=2e-3)
     tags = {"epoch_loss", "epoch_accuracy"}
     assert tags | {"epoch_learning_rate"} <= event_tags(folder / "train")
@@ -72,7 +82,7 @@ def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_pat
     for picture in PICTURES:
         assert tf.io.decode_png((folder / picture).read_bytes()).shape[0] > 100
 
-    images, labels = load(name).load_data("synthetic")[1]
+    images, labels = load(script).load_data("synthetic")[1]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copy(folder / "model.keras", elsewhere)
@@ -85,8 +95,13 @@ def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_pat
     assert evaluated_accuracy == pytest.approx(accuracy, abs=6e-5)
     assert evaluated_loss == pytest.approx(loss, abs=6e-5)
 
-    again = run(script, "--resume", folder, cwd=tmp_path)
+
+def test_finished_run_is_left_alone(tmp_path):
+    run("LeNet_keras", "--dataset", "synthetic", "--epochs", 1, cwd=tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in only_run(tmp_path).rglob("*")}
+    again = run("LeNet_keras", "--resume", only_run(tmp_path), cwd=tmp_path)
     assert again.returncode == 0 and "is finished" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in only_run(tmp_path).rglob("*")} == before
 
 
 # Kills the process when it opens a file of this name, or renames one to it, for the nth time.
@@ -184,13 +199,47 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(name, tmp_path):
     done = subprocess.run(arguments, cwd=broken, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
-    expected, found = only_run(whole), only_run(broken)
+    assert_equal_runs(only_run(whole), only_run(broken))
+
+
+def assert_equal_runs(expected, found):
     for a, b in zip(weights(expected / "model.keras"), weights(found / "model.keras")):
         np.testing.assert_array_equal(a, b)
     a, b = read_log(expected), read_log(found)
     for column in set(a.dtype.names) - {"seconds"}:
         np.testing.assert_array_equal(a[column], b[column])
     assert {path.name for path in found.iterdir()} == FILES | PICTURES
+
+
+TINY = {
+    "Network_in_Network_keras": [],
+    "Network_in_Network_bn_keras": [],
+    "Vgg19_keras": ["--weights", "none"],
+    "Wide_ResNet_keras": ["--depth", 10, "--width", 1, "--dropout", 0.3],
+    "DenseNet_keras": ["--depth", 10],
+    "ResNeXt_keras": ["--cardinality", 2, "--base_width", 4],
+    "SENet_keras": ["--cardinality", 2, "--base_width", 4],
+}
+
+
+@pytest.mark.parametrize("name, options", TINY.items())
+def test_killed_and_resumed_network_equals_an_uninterrupted_one(
+    name, options, tmp_path, monkeypatch
+):
+    """Dropout goes on where it stopped, too. Only the run to be killed needs its own process."""
+    script = copy(name, tmp_path, images=192)
+    arguments = command(script, "--dataset", "synthetic", "-b", 64, "--epochs", 2, *options)
+    folders = [tmp_path / "whole", tmp_path / "broken"]
+    for folder in folders:
+        folder.mkdir()
+    kill_at("writing.keras", 2)(arguments, folders[1])
+    assert rows(only_run(folders[1])) == 2  # of which the second has no checkpoint
+    resume = [*arguments[1:2], "--resume", str(only_run(folders[1]))]
+    for folder, argv in zip(folders, (arguments[1:], resume)):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", argv)
+        load(script).main()
+    assert_equal_runs(*map(only_run, folders))
 
 
 def test_ctrl_c_names_the_command_that_goes_on(tmp_path):
@@ -217,17 +266,29 @@ def test_ctrl_c_names_the_command_that_goes_on(tmp_path):
     assert resume == ["python", arguments[1], "--resume", str(found[0].parent)]
 
 
-def with_two_cpus(script, *options):
-    """The command that runs a script where TensorFlow sees two logical CPU devices."""
+def with_two_cpus(*lines):
+    """The command that runs scripts, each line one, where TensorFlow sees two logical CPUs."""
     code = (
-        "import runpy, sys, tensorflow as tf\n"
+        "import json, runpy, sys, tensorflow as tf\n"
         "cpu = tf.config.list_physical_devices('CPU')[0]\n"
         "two = [tf.config.LogicalDeviceConfiguration()] * 2\n"
         "tf.config.set_logical_device_configuration(cpu, two)\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "for sys.argv in json.loads(sys.argv[1]):\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    return [sys.executable, "-c", code, *command(script, *options)[1:]]
+    return [sys.executable, "-c", code, json.dumps([line[1:] for line in lines])]
+
+
+def run_on_one_and_two(folder, script, *options):
+    """Run a script on one CPU and on two; return the folders of the two runs."""
+    lines = []
+    for gpus in (1, 2):
+        where = ["--gpus", gpus, "--log_dir", folder / str(gpus) / "runs"]
+        lines.append(command(script, "--dataset", "synthetic", *options, *where))
+    done = subprocess.run(with_two_cpus(*lines), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r" on (CPU:.*)\n", done.stdout) == ["CPU:0", "CPU:0, CPU:1"]
+    return [only_run(folder / gpus) for gpus in "12"]
 
 
 @pytest.mark.parametrize(
@@ -238,22 +299,41 @@ def with_two_cpus(script, *options):
     ],
 )
 def test_two_devices_train_like_one(name, options, tmp_path):
-    logs = []
-    for gpus in (1, 2):
-        cwd = tmp_path / str(gpus)
-        cwd.mkdir()
-        arguments = with_two_cpus(name, "--dataset", "synthetic", "--gpus", gpus, *options)
-        if gpus == 2 and name.startswith("LeNet"):
-            kill_when(lambda folder: (folder / "last.keras").exists())(arguments, cwd)
-            arguments = with_two_cpus(name, "--resume", only_run(cwd))
-        done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert f" on {', '.join(['CPU:0', 'CPU:1'][:gpus])}\n" in done.stdout
-        keras.models.load_model(only_run(cwd) / "model.keras")
-        logs.append(read_log(only_run(cwd)))
+    runs = run_on_one_and_two(tmp_path, name, *options)
     # The first step's losses agree to all digits. From then on the least rounding error can flip a
     # ReLU: one device with oneDNN on and off differs by as much as one device and two.
-    np.testing.assert_allclose(logs[0]["loss"], logs[1]["loss"], rtol=1e-4)
+    one, two = (read_log(run)["loss"] for run in runs)
+    np.testing.assert_allclose(one, two, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name, options", TINY.items())
+def test_two_devices_train_every_network(name, options, tmp_path):
+    script = copy(name, tmp_path, images=128)
+    options = ["--epochs", 1, "--batch_size", 64, *(str(option) for option in options)]
+    if "--dropout" in options:
+        options[options.index("--dropout") + 1] = "0"
+    runs = run_on_one_and_two(tmp_path, script, *options)
+    one, two = (read_log(run)["loss"] for run in runs)
+    dropout = name.startswith(("Network_in_Network", "Vgg"))  # each device drops units of its own
+    np.testing.assert_allclose(one, two, rtol=0.2 if dropout else 1e-3)
+    model = keras.models.load_model(runs[1] / "model.keras")
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_run_on_two_devices_resumes_where_it_was_killed(tmp_path):
+    folders, runs = [tmp_path / "whole", tmp_path / "broken"], []
+    script = copy("Network_in_Network_bn_keras", tmp_path, images=128)
+    options = ["--dataset", "synthetic", "--epochs", 2, "--batch_size", 64, "--gpus", 2]
+    for folder in folders:
+        folder.mkdir()
+        arguments = with_two_cpus(command(script, *options))
+        if folder == folders[1]:
+            kill_when(lambda folder: (folder / "last.keras").exists())(arguments, folder)
+            arguments = with_two_cpus(command(script, "--resume", only_run(folder)))
+        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        runs.append(only_run(folder))
+    assert_equal_runs(*runs)
 
 
 @pytest.mark.parametrize("batch_size", [128, 5000])  # 5000: the only step of an epoch does it
@@ -289,7 +369,9 @@ def test_help_states_the_defaults(name, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         load(name).parse_args()
     text = capsys.readouterr().out
-    for default in ("128", "200", "cifar10", "runs", "float32", "0"):
+    batch_size = "64" if name == "DenseNet_keras" else "128"
+    epochs = "300" if name in ("ResNeXt_keras", "DenseNet_keras", "SENet_keras") else "200"
+    for default in (batch_size, epochs, "cifar10", "runs", "float32", "0"):
         assert f"(default: {default})" in text
 
 

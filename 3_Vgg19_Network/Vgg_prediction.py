@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""Name what is in pictures, with VGG19 trained on ImageNet or any network of this collection.
+
+    python Vgg_prediction.py cat.jpg ship.png                     # the 1000 classes of ImageNet
+    python Vgg_prediction.py --weights FILE.h5 cat.jpg            # the same, from a file you have
+    python Vgg_prediction.py --model RUN/model.keras *.jpg        # the classes it was trained on
+
+Prints the five likeliest classes of each picture with their probabilities, and saves one picture
+with all of them. The exit status is 1 if a file was no picture. Needs tensorflow, keras, numpy and
+matplotlib.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+# Read at import. What the user has set goes first, but for the backend: this is TensorFlow code.
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors reach us as exceptions all the same
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default before AVX-512 VNNI
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU's other users room
+
+import keras
+import numpy as np
+from keras.applications import vgg19
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps  # Pillow comes with matplotlib
+
+CLASS_NAMES = {
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
+    "cifar100": """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
+        bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud
+        cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl
+        hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+        motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+        pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal
+        shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper
+        table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+        willow_tree wolf woman worm""".split(),
+    "synthetic": [f"patches {i}" for i in range(10)],
+}
+DRAWN = 50  # pictures in the figure: PNG viewers have limits, and so has patience
+
+
+class UsageError(Exception):
+    """What the user gave cannot be used; the message says why and what to do, in one line."""
+
+
+def parse_args():
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("pictures", nargs="+", metavar="PICTURE", help="a file in any format that Pillow reads")
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument("--model", metavar="RUN/model.keras", help="a network of this collection")
+    network.add_argument("--weights", default="imagenet", help="the .h5 file of Keras' VGG19")
+    add("--output", default="predictions.png", help="the picture to save; never overwrites one")
+    parser.error = lambda message: sys.exit(f"{parser.prog}: error: {message}")
+    return parser.parse_args()
+
+
+def imagenet_network(weights):
+    """Return VGG19 as trained on ImageNet, which takes what vgg19.preprocess_input makes.
+
+    weights is "imagenet", which Keras downloads once (575 MB), or the path of that file.
+    Raises UsageError when there is no such file or it is of another network.
+    """
+    if weights != "imagenet" and not Path(weights).is_file():
+        raise UsageError(f"--weights {weights}: there is no such file")
+    try:
+        return keras.applications.VGG19(weights=weights)
+    except Exception as error:  # h5py, Keras and the download each raise their own
+        if weights != "imagenet":
+            raise UsageError(
+                f"--weights {weights} is not the file of Keras' VGG19 with all its layers"
+            ) from error
+        raise UsageError(
+            f"cannot download the ImageNet weights ({' '.join(str(error).split())}): give their "
+            ".h5 file with --weights FILE, or a network of your own with --model"
+        ) from error
+
+
+def trained_network(path):
+    """Return (network, names of its classes) of the file that a script of this collection saved.
+
+    The names are those of the data set in args.json beside it. The file is loaded in Keras' safe
+    mode, in which it cannot run code.
+    Raises UsageError when it cannot be used.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"--model {path}: there is no such file")
+    try:
+        model = keras.models.load_model(path, compile=False)
+        _, height, width, channels = model.input_shape
+        _, num_classes = model.output_shape
+        if height != width or channels != 3:
+            raise ValueError
+    except Exception as error:  # zipfile, h5py and Keras each raise their own
+        raise UsageError(
+            f"--model {path} is damaged or no network that a script of this collection saved"
+        ) from error
+    names = [f"class {i}" for i in range(num_classes)]
+    try:
+        dataset = json.loads(Path(path).with_name("args.json").read_text())["dataset"]
+        if len(CLASS_NAMES[dataset]) == num_classes:
+            names = CLASS_NAMES[dataset]
+    except (OSError, ValueError, LookupError, TypeError):
+        print(f"No args.json beside {path}: classes have numbers only.", file=sys.stderr)
+    return model, names
+
+
+def read_picture(path, size):
+    """Return a picture's middle square as (size, size, 3) uint8: its shorter side becomes size.
+
+    Raises UsageError when the file is no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")  # phones note how they lay
+    except Exception as error:  # every format of Pillow has its own
+        reason = error.strerror if getattr(error, "strerror", None) else "not a picture"
+        raise UsageError(f"{path}: {reason}") from error
+    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+
+
+def imagenet_names():
+    """Return the names of ImageNet's classes, or their numbers where Keras cannot download them."""
+    try:
+        every = vgg19.decode_predictions(np.arange(1000)[None] * 1.0, top=1000)[0]
+    except Exception as error:  # Keras raises nothing more precise when a download fails
+        reason = " ".join(str(error).split())
+        print(f"Cannot download the classes' names ({reason}): numbers instead.", file=sys.stderr)
+        return [f"class {i}" for i in range(1000)]
+    return [name for _, name, _ in reversed(every)]  # the scores above rise with the number
+
+
+def draw(path, titles, images, rankings):
+    """Save images (height, width, 3) uint8 beside the bars of their [(name, probability)]."""
+    figure = Figure(figsize=(8, 1 + 2 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 2))
+    for (left, right), title, image, ranking in zip(grid, titles, images, rankings):
+        left.imshow(image)
+        left.set_title(title, fontsize=9)
+        left.axis("off")
+        names, probabilities = zip(*ranking)
+        bars = right.barh(names, [100 * p for p in probabilities])
+        right.bar_label(bars, fmt="%.1f %%", padding=3, fontsize=8)
+        right.set(xlim=(0, 115), xticks=(0, 25, 50, 75, 100))
+        right.invert_yaxis()
+    grid[-1, 1].set_xlabel("probability in %")
+    figure.savefig(path, dpi=100)
+
+
+def unused(path):
+    """Return path, or where there is such a file, path with the next free number."""
+    path = Path(path)
+    numbered, number = path, 1
+    while numbered.exists():
+        number += 1
+        numbered = path.with_stem(f"{path.stem}_{number}")
+    return numbered
+
+
+def main():
+    args = parse_args()
+    if args.model:
+        model, names = trained_network(args.model)
+    else:
+        model, names = imagenet_network(args.weights), None
+    titles, images = [], []
+    for path in args.pictures:
+        try:
+            images.append(read_picture(path, model.input_shape[1]))
+            titles.append(Path(path).name)
+        except UsageError as error:
+            print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+    if not images:
+        sys.exit(1)
+
+    pixels = np.stack(images)
+    if not args.model:
+        pixels = vgg19.preprocess_input(pixels.astype(np.float32))
+    probabilities = model.predict(pixels, batch_size=8, verbose=0)
+    names = names or imagenet_names()
+    rankings = []
+    for title, row in zip(titles, probabilities):
+        rankings.append([(names[i], float(row[i])) for i in row.argsort()[:-6:-1]])
+        print(title)
+        for name, probability in rankings[-1]:
+            print(f"  {100 * probability:6.2f} %  {name}")
+    output = unused(args.output)
+    draw(output, titles[:DRAWN], images[:DRAWN], rankings[:DRAWN])
+    shown = f"the first {DRAWN} pictures" if len(images) > DRAWN else "all of it in one picture"
+    print(f"{output}: {shown}.")
+    if len(images) < len(args.pictures):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UsageError, OSError) as error:
+        sys.exit(f"{Path(__file__).name}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")

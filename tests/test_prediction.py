@@ -1,0 +1,179 @@
+"""Vgg_prediction.py names pictures with any network of the collection, or VGG19 from a file."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, load, run
+from PIL import Image
+from reference import RNG
+
+SCRIPT = ROOT / "3_Vgg19_Network" / "Vgg_prediction.py"
+prediction = load(SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """The folder of a run, with a network that tells red, green and blue pictures apart."""
+    folder = tmp_path_factory.mktemp("run")
+    inputs = keras.layers.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 25)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x))
+    kernel = np.zeros((3, 10))
+    kernel[[0, 1, 2], [3, 6, 8]] = 1  # cat, frog, ship
+    model.set_weights([kernel, np.linspace(0, 0.1, 10)])
+    model.save(folder / "model.keras")
+    (folder / "args.json").write_text(json.dumps({"dataset": "cifar10"}))
+    return folder
+
+
+def picture(path, colour, size=(90, 60)):
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def top_five(output):
+    """{picture: [(probability, class)]} as printed."""
+    found, title = {}, None
+    for line in output.splitlines():
+        if line.startswith("  "):
+            percent, name = line.split(" %  ")
+            found[title].append((float(percent), name))
+        else:
+            title = line
+            found[title] = []
+    return found
+
+
+def test_pictures_are_named_printed_and_drawn(network, tmp_path):
+    red, blue = picture(tmp_path / "red.png", "red"), picture(tmp_path / "blue.jpg", "blue")
+    options = ["--model", network / "model.keras"]
+    done = run(SCRIPT, *options, red, blue, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = top_five(done.stdout)
+    assert found["red.png"][0][1] == "cat" and found["blue.jpg"][0][1] == "ship"
+    for title in ("red.png", "blue.jpg"):
+        percents = [percent for percent, _ in found[title]]
+        assert len(percents) == 5 and percents == sorted(percents, reverse=True)
+    image = np.full((1, 32, 32, 3), (255, 0, 0), np.uint8)
+    expected = keras.models.load_model(network / "model.keras").predict(image, verbose=0).max()
+    assert found["red.png"][0][0] == pytest.approx(100 * expected, abs=0.01)
+    drawn = Image.open(tmp_path / "predictions.png")
+    assert drawn.width > 500 and drawn.height > 300
+
+    before = (tmp_path / "predictions.png").read_bytes()
+    assert run(SCRIPT, *options, red, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "predictions.png").read_bytes() == before
+    assert (tmp_path / "predictions_2.png").exists()
+
+
+def test_what_is_no_picture_is_one_line_and_the_others_go_on(network, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    picture(tmp_path / "green.png", (0, 255, 0))
+    (tmp_path / "half.png").write_bytes((tmp_path / "green.png").read_bytes()[:70])
+    names = ["missing.png", "text.png", "green.png", "half.png", "."]
+    done = run(SCRIPT, "--model", network / "model.keras", *names, cwd=tmp_path)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Vgg_prediction.py")]
+    assert errors == [
+        "Vgg_prediction.py: error: missing.png: No such file or directory",
+        "Vgg_prediction.py: error: text.png: not a picture",
+        "Vgg_prediction.py: error: half.png: not a picture",
+        "Vgg_prediction.py: error: .: Is a directory",
+    ]
+    assert "Traceback" not in done.stderr
+    assert top_five(done.stdout)["green.png"][0][1] == "frog"
+    nothing = run(SCRIPT, "--model", network / "model.keras", "missing.png", cwd=tmp_path)
+    assert nothing.returncode == 1 and not (tmp_path / "predictions_2.png").exists()
+
+
+def test_the_middle_square_is_seen_upright(tmp_path):
+    image = np.zeros((60, 90, 3), np.uint8)
+    image[:, 15:75] = 100  # the middle square
+    image[:30, 15:75] = 200  # its upper half
+    Image.fromarray(image).save(tmp_path / "wide.png")
+    seen = prediction.read_picture(tmp_path / "wide.png", 32)
+    assert seen.shape == (32, 32, 3) and seen.dtype == np.uint8
+    inside = seen[:, 4:-4]  # bicubic interpolation looks a little over the edges
+    assert (inside[:12] == 200).all() and (inside[-12:] == 100).all()
+    turned = Image.fromarray(image).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that "up" is to the left
+    turned.save(tmp_path / "turned.png", exif=exif)
+    turned = prediction.read_picture(tmp_path / "turned.png", 32)
+    np.testing.assert_array_equal(turned[:, 4:-4], inside)
+    for mode in ("L", "RGBA", "P", "CMYK"):
+        Image.new(mode, (50, 40)).save(tmp_path / f"{mode}.tif")
+        assert prediction.read_picture(tmp_path / f"{mode}.tif", 32).shape == (32, 32, 3)
+
+
+def test_classes_have_their_names():
+    assert {k: len(v) for k, v in prediction.CLASS_NAMES.items()} == {
+        "cifar10": 10,
+        "cifar100": 100,
+        "synthetic": 10,
+    }
+    assert prediction.CLASS_NAMES["cifar10"] == load("ResNet_keras").CLASS_NAMES
+    assert prediction.CLASS_NAMES["cifar100"] == sorted(prediction.CLASS_NAMES["cifar100"])
+    assert len(set(prediction.CLASS_NAMES["cifar100"])) == 100
+
+
+@pytest.mark.parametrize("content", [b"", b"no network", None])
+def test_file_that_is_no_network(content, tmp_path, monkeypatch):
+    path = tmp_path / "model.keras"
+    if content is None:  # one that would run code
+        inputs = keras.layers.Input((32, 32, 3))
+        x = keras.layers.Lambda(lambda x: x + Path("evil").write_text("done"))(inputs)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        keras.Model(inputs, x).save(path)
+    else:
+        path.write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    for file in tmp_path.glob("evil"):
+        file.unlink()
+    with pytest.raises(prediction.UsageError, match="damaged or no network"):
+        prediction.trained_network(path)
+    assert not (tmp_path / "evil").exists()
+    with pytest.raises(prediction.UsageError, match="there is no such file"):
+        prediction.trained_network(tmp_path / "elsewhere.keras")
+
+
+def test_network_without_args_has_numbers_for_names(network, tmp_path, capsys):
+    shutil.copy(network / "model.keras", tmp_path)
+    _, names = prediction.trained_network(tmp_path / "model.keras")
+    assert names == [f"class {i}" for i in range(10)]
+    assert "classes have numbers only" in capsys.readouterr().err
+
+
+def test_imagenet_network_from_a_file(tmp_path):
+    """VGG19 as Keras has it, with random weights: what it says is what Keras' own model says."""
+    model = keras.applications.VGG19(weights=None)
+    model.save(tmp_path / "vgg19.h5")
+    pixels = RNG.integers(0, 256, (224, 224, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    names = tmp_path / "models" / "imagenet_class_index.json"
+    names.parent.mkdir()
+    index = {str(i): [f"n{i:08}", f"thing_{i}"] for i in range(1000)}
+    names.write_text(json.dumps(index))
+    # Keras takes the file of names from its folder if the hash is right; ours is another one.
+    code = (
+        "import runpy, sys, keras\n"
+        f"keras.utils.get_file = lambda *a, **k: {str(names)!r}\n"
+        "from keras.src.applications import imagenet_utils\n"
+        "imagenet_utils.file_utils.get_file = keras.utils.get_file\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    arguments = [str(SCRIPT), "--weights", "vgg19.h5", "noise.png"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    row = model(keras.applications.vgg19.preprocess_input(pixels[None].astype("float32")))[0]
+    expected = [f"thing_{i}" for i in np.argsort(row)[:-6:-1]]
+    assert [name for _, name in top_five(done.stdout)["noise.png"]] == expected
