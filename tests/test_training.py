@@ -18,14 +18,14 @@ from conftest import ROOT, SCRIPTS, command, copy, load, only_run, run
 # What makes a network learn the synthetic images in seconds: how many of them, for how many epochs,
 # the accuracy to reach, of which 0.1 is guessing, and options.
 SMALL = {
-    "ResNet_keras": (5000, 3, 0.5, ["--stack_n", 1]),
+    "ResNet_keras": (1280, 3, 0.5, ["--batch_size", 32, "--stack_n", 1]),
     "Network_in_Network_keras": (1280, 3, 0.2, ["--batch_size", 32]),
-    "Network_in_Network_bn_keras": (640, 4, 0.5, ["--batch_size", 32]),
-    "Vgg19_keras": (1280, 2, 0.2, ["--batch_size", 32, "--weights", "none"]),
+    "Network_in_Network_bn_keras": (640, 4, 0.4, ["--batch_size", 16]),
+    "Vgg19_keras": (640, 2, 0.2, ["--batch_size", 16, "--weights", "none"]),
     "Wide_ResNet_keras": (1280, 3, 0.5, ["--batch_size", 32, "--depth", 10, "--width", 1]),
     "DenseNet_keras": (640, 3, 0.5, ["--batch_size", 32, "--depth", 10]),
-    "ResNeXt_keras": (640, 3, 0.5, ["--batch_size", 32, "--cardinality", 2, "--base_width", 4]),
-    "SENet_keras": (640, 3, 0.5, ["--batch_size", 32, "--cardinality", 2, "--base_width", 4]),
+    "ResNeXt_keras": (320, 3, 0.5, ["--batch_size", 16, "--cardinality", 2, "--base_width", 4]),
+    "SENet_keras": (320, 3, 0.4, ["--batch_size", 16, "--cardinality", 2, "--base_width", 4]),
 }
 FILES = {"args.json", "log.csv", "train", "validation", "last.keras", "model.keras"}
 PICTURES = {"curves.png", "confusion.png"}
@@ -162,6 +162,7 @@ def saving(folder):
 
 KILLS = {
     "LeNet_dp_da_wd_keras": (
+        5000,
         ["--epochs", 12],
         [
             kill_at("log.csv"),  # before the first epoch
@@ -177,25 +178,27 @@ KILLS = {
         ],
     ),
     "ResNet_keras": (
+        2560,
         ["--stack_n", 1, "--epochs", 2],
-        [kill_when(lambda folder: rows(folder) >= 1, 1), kill_at("last.keras")],
+        [kill_when(lambda folder: rows(folder) >= 1, 0.5), kill_at("last.keras")],
     ),
 }
 
 
 @pytest.mark.parametrize("name", KILLS)
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(name, tmp_path):
-    options, kills = KILLS[name]
+    images, options, kills = KILLS[name]
+    script = copy(name, tmp_path, images)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    assert run(name, "--dataset", "synthetic", *options, cwd=whole).returncode == 0
-    arguments = command(name, "--dataset", "synthetic", *options)
+    assert run(script, "--dataset", "synthetic", *options, cwd=whole).returncode == 0
+    arguments = command(script, "--dataset", "synthetic", *options)
     for kill in kills:
         kill(arguments, broken)
         folder = only_run(broken)
         assert not (folder / "model.keras").exists()
-        arguments = command(name, "--resume", folder)
+        arguments = command(script, "--resume", folder)
     done = subprocess.run(arguments, cwd=broken, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -227,8 +230,8 @@ def test_killed_and_resumed_network_equals_an_uninterrupted_one(
     name, options, tmp_path, monkeypatch
 ):
     """Dropout goes on where it stopped, too. Only the run to be killed needs its own process."""
-    script = copy(name, tmp_path, images=192)
-    arguments = command(script, "--dataset", "synthetic", "-b", 64, "--epochs", 2, *options)
+    script = copy(name, tmp_path, images=64)
+    arguments = command(script, "--dataset", "synthetic", "-b", 32, "--epochs", 2, *options)
     folders = [tmp_path / "whole", tmp_path / "broken"]
     for folder in folders:
         folder.mkdir()
@@ -295,11 +298,12 @@ def run_on_one_and_two(folder, script, *options):
     "name, options",
     [
         ("LeNet_dp_da_wd_keras", ["--epochs", 3, "--batch_size", 1000]),
-        ("ResNet_keras", ["--epochs", 2, "--batch_size", 2500, "--stack_n", 1]),
+        ("ResNet_keras", ["--epochs", 2, "--batch_size", 1000, "--stack_n", 1]),
     ],
 )
 def test_two_devices_train_like_one(name, options, tmp_path):
-    runs = run_on_one_and_two(tmp_path, name, *options)
+    script = copy(name, tmp_path, images=2000 if name == "ResNet_keras" else 5000)
+    runs = run_on_one_and_two(tmp_path, script, *options)
     # The first step's losses agree to all digits. From then on the least rounding error can flip a
     # ReLU: one device with oneDNN on and off differs by as much as one device and two.
     one, two = (read_log(run)["loss"] for run in runs)
@@ -308,8 +312,8 @@ def test_two_devices_train_like_one(name, options, tmp_path):
 
 @pytest.mark.parametrize("name, options", TINY.items())
 def test_two_devices_train_every_network(name, options, tmp_path):
-    script = copy(name, tmp_path, images=128)
-    options = ["--epochs", 1, "--batch_size", 64, *(str(option) for option in options)]
+    script = copy(name, tmp_path, images=64)
+    options = ["--epochs", 1, "--batch_size", 32, *(str(option) for option in options)]
     if "--dropout" in options:
         options[options.index("--dropout") + 1] = "0"
     runs = run_on_one_and_two(tmp_path, script, *options)
@@ -322,8 +326,8 @@ def test_two_devices_train_every_network(name, options, tmp_path):
 
 def test_run_on_two_devices_resumes_where_it_was_killed(tmp_path):
     folders, runs = [tmp_path / "whole", tmp_path / "broken"], []
-    script = copy("Network_in_Network_bn_keras", tmp_path, images=128)
-    options = ["--dataset", "synthetic", "--epochs", 2, "--batch_size", 64, "--gpus", 2]
+    script = copy("Network_in_Network_bn_keras", tmp_path, images=64)
+    options = ["--dataset", "synthetic", "--epochs", 2, "--batch_size", 32, "--gpus", 2]
     for folder in folders:
         folder.mkdir()
         arguments = with_two_cpus(command(script, *options))
