@@ -91,7 +91,11 @@ def parse_shared_args(parser, batch_size, epochs):
             saved = dict(json.loads(Path(args.resume, "args.json").read_text()))
             if saved.pop("script") != Path(__file__).name:
                 raise ValueError
-            given = [f"--{key}={value}" for key, value in saved.items() if value is not None]
+            given = [
+                f"--{key}" if value is True else f"--{key}={value}"
+                for key, value in saved.items()
+                if value is not None and value is not False
+            ]
         except (OSError, ValueError, TypeError, LookupError):
             parser.error(f"--resume {args.resume}: not the folder of a run of this script")
         args = parser.parse_args(given + sys.argv[1:])

@@ -82,6 +82,7 @@ def parse_args():
     add = parser.add_argument
     add("--depth", type=depth_of(6, 4), default=100, help="layers: 6n+4, n dense layers a block")
     add("--growth_rate", type=positive_int, default=12, help="channels that each layer adds")
+    add("--recompute", action="store_true", help="less memory, more time: bottlenecks run twice")
     return parse_shared_args(parser, batch_size=64, epochs=300)
 
 
@@ -110,7 +111,11 @@ def parse_shared_args(parser, batch_size, epochs):
             saved = dict(json.loads(Path(args.resume, "args.json").read_text()))
             if saved.pop("script") != Path(__file__).name:
                 raise ValueError
-            given = [f"--{key}={value}" for key, value in saved.items() if value is not None]
+            given = [
+                f"--{key}" if value is True else f"--{key}={value}"
+                for key, value in saved.items()
+                if value is not None and value is not False
+            ]
         except (OSError, ValueError, TypeError, LookupError):
             parser.error(f"--resume {args.resume}: not the folder of a run of this script")
         args = parser.parse_args(given + sys.argv[1:])
@@ -313,13 +318,37 @@ def bn_relu(x, name):
     return layers.ReLU(name=name + "_relu")(x)
 
 
-def dense_layer(x, growth_rate, name):
+class Recomputed(keras.Model):
+    """A part of a network that is computed once more in the backward pass.
+
+    Only its input is kept until then: that saves memory and costs time.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        forward = super().call
+        return tf.recompute_grad(lambda x: forward(x, training=training))(inputs)
+
+
+def bottleneck(x, growth_rate, name):
+    """Make growth_rate channels of all that x has: 1x1 to four times as many, then 3x3."""
+    y = conv(bn_relu(x, name + "_1"), 4 * growth_rate, 1, 1, name + "_conv1")
+    return conv(bn_relu(y, name + "_2"), growth_rate, 3, 1, name + "_conv2")
+
+
+def dense_layer(x, growth_rate, name, recompute):
     """Append growth_rate channels, which a bottleneck makes of all the others (section 3).
 
     From (batch, height, width, channels) to (batch, height, width, channels + growth_rate).
     """
-    y = conv(bn_relu(x, name + "_1"), 4 * growth_rate, 1, 1, name + "_conv1")
-    y = conv(bn_relu(y, name + "_2"), growth_rate, 3, 1, name + "_conv2")
+    if recompute:
+        inputs = layers.Input(x.shape[1:], dtype=x.dtype, name=name + "_input")
+        part = Recomputed(inputs, bottleneck(inputs, growth_rate, name), name=name)
+        for layer in part.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum **= 0.5  # it moves its averages twice a step
+        y = part(x)
+    else:
+        y = bottleneck(x, growth_rate, name)
     return layers.Concatenate(name=name + "_concat")([x, y])
 
 
@@ -330,7 +359,15 @@ def transition(x, compression, name):
     return layers.AveragePooling2D(2, name=name + "_pool")(x)
 
 
-def densenet(depth, growth_rate, compression=0.5, num_classes=10, mean=(0, 0, 0), std=(1, 1, 1)):
+def densenet(
+    depth,
+    growth_rate,
+    compression=0.5,
+    recompute=False,
+    num_classes=10,
+    mean=(0, 0, 0),
+    std=(1, 1, 1),
+):
     """DenseNet-BC (section 3): three blocks of (depth - 4) / 6 layers, two transitions.
 
     Takes (batch, 32, 32, 3) pixels from 0 to 255, whose mean and std are given per channel, and
@@ -341,7 +378,7 @@ def densenet(depth, growth_rate, compression=0.5, num_classes=10, mean=(0, 0, 0)
     x = conv(x, 2 * growth_rate, 3, 1, "conv0")
     for block in (1, 2, 3):  # 32x32, 16x16, 8x8
         for layer in range(1, (depth - 4) // 6 + 1):
-            x = dense_layer(x, growth_rate, f"block{block}_layer{layer}")
+            x = dense_layer(x, growth_rate, f"block{block}_layer{layer}", recompute)
         if block < 3:
             x = transition(x, compression, f"transition{block}")
     x = bn_relu(x, "final")
@@ -354,8 +391,9 @@ def densenet(depth, growth_rate, compression=0.5, num_classes=10, mean=(0, 0, 0)
 
 def build_network(args):
     """Return the network that the options describe."""
-    num_classes, (mean, std) = NUM_CLASSES[args.dataset], STATISTICS[args.dataset]
-    return densenet(args.depth, args.growth_rate, num_classes=num_classes, mean=mean, std=std)
+    options = {"recompute": args.recompute, "num_classes": NUM_CLASSES[args.dataset]}
+    mean, std = STATISTICS[args.dataset]
+    return densenet(args.depth, args.growth_rate, mean=mean, std=std, **options)
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -476,6 +514,9 @@ def resume(run, model, steps_per_epoch):
 
 def stock_layer(layer):
     """Return a new layer of the Keras class that layer has or derives from."""
+    if isinstance(layer, Recomputed):
+        part = keras.models.clone_model(layer, clone_function=stock_layer)
+        return keras.Model(part.inputs, part.outputs, name=layer.name)
     stock = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
     config = layer.get_config()
     config.pop("synchronized", None)  # for several GPUs; Keras refuses it on other backends

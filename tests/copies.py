@@ -22,6 +22,7 @@ EXCEPTIONS = {
     "train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py"),
     "lenet": None,
     "pad": ("Wide_ResNet_keras.py",),
+    "stock_layer": ("DenseNet_keras.py",),
 }
 
 

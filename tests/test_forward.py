@@ -376,3 +376,37 @@ def test_pretrained_convolutions_see_the_pixels_they_were_trained_on(imagenet_fi
                 model.get_layer(name).get_weights(), pretrained.get_layer(name).get_weights()
             ):
                 np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_recomputed_bottlenecks_train_like_kept_ones(precision, tmp_path):
+    images, labels = densenet.synthetic_images(64, seed=1)
+    results, keras_policy = [], keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        for recompute in (False, True):
+            keras.utils.set_random_seed(0)
+            network = densenet.densenet(10, 4, recompute=recompute, mean=MEAN, std=STD)
+            model = densenet.multi_gpu_model(lambda network=network: network, 1)
+            losses = model.fit(images, labels, batch_size=32, epochs=2, verbose=0).history["loss"]
+            # A part's variables come in the order of its layers in both.
+            results.append(
+                (losses, {"/".join(v.path.split("/")[-2:]): v.numpy() for v in model.variables})
+            )
+    finally:
+        keras.config.set_dtype_policy(keras_policy)
+    tolerance = 1e-4 if precision == "float32" else 2e-2
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=tolerance)
+    stock = densenet.stock_model(model)
+    stock.save(tmp_path / "model.keras")
+    assert trainable(stock) == trainable(densenet.densenet(10, 4))
+    np.testing.assert_allclose(
+        keras.models.load_model(tmp_path / "model.keras").predict(images, verbose=0),
+        model.predict(images, verbose=0),
+        atol=tolerance,
+    )
+    if precision == "float32":
+        plain, recomputed = (variables for _, variables in results)
+        for name, value in plain.items():
+            if "moving" in name:
+                np.testing.assert_allclose(recomputed[name], value, rtol=1e-2, atol=1e-3)
