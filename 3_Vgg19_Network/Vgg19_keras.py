@@ -301,14 +301,11 @@ def bn_relu(x, name):
     return layers.ReLU(name=name + "_relu")(x)
 
 
-def dense_block(x, units, name):
-    """A fully connected layer, batch normalisation, ReLU and dropout."""
+def dense_bn(x, units, name):
+    """A fully connected layer and batch normalisation."""
+    options = {"momentum": 0.9, "epsilon": 1e-5, "synchronized": True, "name": name + "_bn"}
     x = layers.Dense(units, name=name, **WEIGHTS)(x)
-    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, name=name + "_bn")(
-        x
-    )
-    x = layers.ReLU(name=name + "_relu")(x)
-    return layers.Dropout(0.5, name=name + "_dropout")(x)
+    return layers.BatchNormalization(**options)(x)
 
 
 def vgg19(num_classes=10, mean=(0, 0, 0), std=(1, 1, 1)):
@@ -327,12 +324,11 @@ def vgg19(num_classes=10, mean=(0, 0, 0), std=(1, 1, 1)):
             x = bn_relu(x, conv)
         x = layers.MaxPooling2D(2, name=f"block{block}_pool")(x)  # 16x16, 8x8, 4x4, 2x2, 1x1
     x = layers.Flatten(name="flatten")(x)
-    x = dense_block(x, 4096, "fc1")
-    x = dense_block(x, 4096, "fc2")
-    x = layers.Dense(num_classes, name="scores", **WEIGHTS)(x)
-    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, name="scores_bn")(
-        x
-    )
+    for name in ("fc1", "fc2"):
+        x = dense_bn(x, 4096, name)
+        x = layers.ReLU(name=name + "_relu")(x)
+        x = layers.Dropout(0.5, name=name + "_dropout")(x)
+    x = dense_bn(x, num_classes, "scores")
     x = layers.Softmax(dtype="float32", name="softmax")(x)
     return keras.Model(inputs, x, name="VGG19")
 

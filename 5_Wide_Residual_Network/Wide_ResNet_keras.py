@@ -239,9 +239,9 @@ def train_batches(images, labels, batch_size, seed, initial_epoch, epochs):
 
 
 def pad(images):
-    """Return (n, 32, 32, 3) uint8 images framed by 4 pixels, reflections of those within.
+    """Return (n, 32, 32, 3) uint8 images framed by 4 pixels, the reflections of those within.
 
-    The paper's section 3: reflection, where other papers pad with the mean colour.
+    Other papers pad with the mean colour, this one by reflection (section 3).
     """
     return np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
 

@@ -56,7 +56,12 @@ def event_tags(folder):
     }
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+def params(names, slow):
+    """Test parameters; the slow ones, whose text others test too, wait for pytest -m ''."""
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in slow else []) for n in names]
+
+
+@pytest.mark.parametrize("name", params(SCRIPTS, slow=["LeNet_dp_keras", "LeNet_dp_da_keras"]))
 def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_path):
     images, epochs, least, options = SMALL.get(name, (5000, 3, 0.5, []))
     script = copy(name, tmp_path, images)
@@ -225,13 +230,13 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name, options", TINY.items())
-def test_killed_and_resumed_network_equals_an_uninterrupted_one(
-    name, options, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize(
+    "name", params(TINY, slow=["Network_in_Network_bn_keras", "DenseNet_keras", "ResNeXt_keras"])
+)
+def test_killed_and_resumed_network_equals_an_uninterrupted_one(name, tmp_path, monkeypatch):
     """Dropout goes on where it stopped, too. Only the run to be killed needs its own process."""
     script = copy(name, tmp_path, images=64)
-    arguments = command(script, "--dataset", "synthetic", "-b", 32, "--epochs", 2, *options)
+    arguments = command(script, "--dataset", "synthetic", "-b", 32, "--epochs", 2, *TINY[name])
     folders = [tmp_path / "whole", tmp_path / "broken"]
     for folder in folders:
         folder.mkdir()
@@ -310,10 +315,12 @@ def test_two_devices_train_like_one(name, options, tmp_path):
     np.testing.assert_allclose(one, two, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name, options", TINY.items())
-def test_two_devices_train_every_network(name, options, tmp_path):
+@pytest.mark.parametrize(
+    "name", params(TINY, slow=["Network_in_Network_keras", "Vgg19_keras", "ResNeXt_keras"])
+)
+def test_two_devices_train_every_network(name, tmp_path):
     script = copy(name, tmp_path, images=64)
-    options = ["--epochs", 1, "--batch_size", 32, *(str(option) for option in options)]
+    options = ["--epochs", 1, "--batch_size", 32, *map(str, TINY[name])]
     if "--dropout" in options:
         options[options.index("--dropout") + 1] = "0"
     runs = run_on_one_and_two(tmp_path, script, *options)
@@ -360,9 +367,9 @@ def test_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_epoch(
 
 def test_float16_run_whose_gradients_overflow_resumes_at_the_right_epoch(tmp_path):
     options = ["--dataset", "synthetic", "--epochs", 2, "--precision", "mixed_float16"]
-    arguments = command("LeNet_dp_keras", *options)
-    kill_at("writing.keras", 2)(arguments, tmp_path)
-    done = run("LeNet_dp_keras", "--resume", only_run(tmp_path), cwd=tmp_path)
+    script = copy("LeNet_dp_keras", tmp_path, images=1280)
+    kill_at("writing.keras", 2)(command(script, *options), tmp_path)
+    done = run(script, "--resume", only_run(tmp_path), cwd=tmp_path)
     assert "Epoch 2/2" in done.stdout and "Epoch 1/2" not in done.stdout, done.stderr
     np.testing.assert_array_equal(read_log(only_run(tmp_path))["epoch"], range(2))
 
