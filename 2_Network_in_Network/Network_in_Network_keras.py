@@ -8,7 +8,9 @@ Min Lin, Qiang Chen and Shuicheng Yan: "Network In Network", 2013, https://arxiv
     python Network_in_Network_keras.py --dataset synthetic --epochs 2    # no download
     python Network_in_Network_keras.py --resume runs/NiN_cifar10/2026-01-31_12-00-00
 
-@REACHES_NiN@
+The paper reaches 91.19 % of CIFAR-10's test images with augmentation; this script 43.57 % after the
+first of its epochs, on JPEG-compressed copies of the images. Needs tensorflow, keras, numpy,
+matplotlib and tensorboard.
 """
 
 import argparse

@@ -10,7 +10,9 @@ https://arxiv.org/abs/1605.07146
     python Wide_ResNet_keras.py --depth 10 --width 1 --dataset synthetic --epochs 2    # no download
     python Wide_ResNet_keras.py --resume runs/WRN-28-10_cifar10/2026-01-31_12-00-00
 
-@REACHES_WRN@
+The paper reaches 95.73 % of CIFAR-10's test images with WRN-16-8, 96.00 % with WRN-28-10. WRN-16-8
+reaches 59.51 % after the first of its epochs, on JPEG-compressed copies of the images. Needs
+tensorflow, keras, numpy, matplotlib and tensorboard.
 """
 
 import argparse

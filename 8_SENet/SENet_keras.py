@@ -11,7 +11,8 @@ Transformations for Deep Neural Networks", 2016, https://arxiv.org/abs/1611.0543
     python SENet_keras.py --cardinality 2 --base_width 4 --dataset synthetic --epochs 2
     python SENet_keras.py --resume runs/SE-ResNeXt-29_4x64d_cifar10/2026-01-31_12-00-00
 
-@REACHES_SENet@
+The paper has no result for this network on CIFAR. Needs tensorflow, keras, numpy, matplotlib and
+tensorboard.
 """
 
 import argparse
