@@ -139,7 +139,7 @@ NETWORKS = {
         lambda w, x: wide_residual_network(w, x, blocks=2),
     ),
     "DenseNet-16x5": (
-        lambda: densenet.densenet(16, 5, 0.5, 10, MEAN, STD),
+        lambda: densenet.densenet(16, 5, num_classes=10, mean=MEAN, std=STD),
         lambda w, x: densenet_bc(w, x, layer_count=2),
     ),
     "ResNeXt-29_4x3d": (

@@ -190,7 +190,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize("name", params(KILLS, slow=["ResNet_keras"]))
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(name, tmp_path):
     images, options, kills = KILLS[name]
     script = copy(name, tmp_path, images)
@@ -231,7 +231,8 @@ TINY = {
 
 
 @pytest.mark.parametrize(
-    "name", params(TINY, slow=["Network_in_Network_bn_keras", "DenseNet_keras", "ResNeXt_keras"])
+    "name",
+    params(TINY, slow=set(TINY) - {"Network_in_Network_keras", "Wide_ResNet_keras", "SENet_keras"}),
 )
 def test_killed_and_resumed_network_equals_an_uninterrupted_one(name, tmp_path, monkeypatch):
     """Dropout goes on where it stopped, too. Only the run to be killed needs its own process."""
@@ -316,7 +317,8 @@ def test_two_devices_train_like_one(name, options, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", params(TINY, slow=["Network_in_Network_keras", "Vgg19_keras", "ResNeXt_keras"])
+    "name",
+    params(TINY, slow=set(TINY) - {"Network_in_Network_bn_keras", "DenseNet_keras"}),
 )
 def test_two_devices_train_every_network(name, tmp_path):
     script = copy(name, tmp_path, images=64)
@@ -331,6 +333,7 @@ def test_two_devices_train_every_network(name, tmp_path):
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
+@pytest.mark.slow
 def test_run_on_two_devices_resumes_where_it_was_killed(tmp_path):
     folders, runs = [tmp_path / "whole", tmp_path / "broken"], []
     script = copy("Network_in_Network_bn_keras", tmp_path, images=64)
