@@ -66,7 +66,6 @@ def positive_int(text):
 def parse_args():
     """Return the options of the command line, those of the network first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-
     return parse_shared_args(parser, batch_size=128, epochs=200)
 
 

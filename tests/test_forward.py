@@ -285,6 +285,13 @@ def test_weight_decay_is_on_every_kernel(build, decay, kernels):
     np.testing.assert_allclose(sum(map(float, model.losses)), expected, rtol=1e-5)
 
 
+def test_kernels_of_nin_without_batch_normalization_have_mean_0():
+    for layer in nin.network_in_network().layers:
+        if isinstance(layer, layers.Conv2D):
+            means = layer.get_weights()[0].mean(axis=(0, 1, 2))
+            assert (np.abs(means).max() < 1e-6) == (layer.name != "block1_conv1")
+
+
 @pytest.mark.parametrize("strides", [1, 2])
 def test_grouped_convolution_has_the_gradients_of_a_block_diagonal_one(strides):
     grouped = resnext.GroupedConv2D(12, 3, strides, "same", groups=3, use_bias=False)

@@ -125,6 +125,7 @@ def test_classes_have_their_names():
 
 @pytest.mark.parametrize("content", [b"", b"no network", None])
 def test_file_that_is_no_network(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.keras"
     if content is None:  # one that would run code
         inputs = keras.layers.Input((32, 32, 3))
@@ -133,7 +134,6 @@ def test_file_that_is_no_network(content, tmp_path, monkeypatch):
         keras.Model(inputs, x).save(path)
     else:
         path.write_bytes(content)
-    monkeypatch.chdir(tmp_path)
     for file in tmp_path.glob("evil"):
         file.unlink()
     with pytest.raises(prediction.UsageError, match="damaged or no network"):
