@@ -139,7 +139,10 @@ def imagenet_names():
 
 
 def draw(path, titles, images, rankings):
-    """Save images (height, width, 3) uint8 beside the bars of their [(name, probability)]."""
+    """Save images (height, width, 3) uint8 beside the bars of their [(name, probability)].
+
+    Raises UsageError when the picture cannot be saved.
+    """
     figure = Figure(figsize=(8, 1 + 2 * len(images)), layout="constrained")
     grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 2))
     for (left, right), title, image, ranking in zip(grid, titles, images, rankings):
@@ -152,7 +155,10 @@ def draw(path, titles, images, rankings):
         right.set(xlim=(0, 115), xticks=(0, 25, 50, 75, 100))
         right.invert_yaxis()
     grid[-1, 1].set_xlabel("probability in %")
-    figure.savefig(path, dpi=100)
+    try:
+        figure.savefig(path, dpi=100)
+    except (OSError, ValueError) as error:  # no such folder, or no format for pictures
+        raise UsageError(f"--output {path}: {error}") from error
 
 
 def unused(path):

@@ -112,6 +112,13 @@ def test_the_middle_square_is_seen_upright(tmp_path):
         assert prediction.read_picture(tmp_path / f"{mode}.tif", 32).shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize("name", ["nowhere/names.png", "names.text"])
+def test_picture_that_cannot_be_saved(name, tmp_path):
+    images = [np.zeros((32, 32, 3), np.uint8)]
+    with pytest.raises(prediction.UsageError, match=f"--output .*{name}: .+"):
+        prediction.draw(tmp_path / name, ["black"], images, [[("cat", 0.7), ("dog", 0.3)]])
+
+
 def test_classes_have_their_names():
     assert {k: len(v) for k, v in prediction.CLASS_NAMES.items()} == {
         "cifar10": 10,
