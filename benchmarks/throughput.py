@@ -1,103 +1,332 @@
-"""Run one script of the collection and print how fast it trained, as one line of JSON.
+"""Measure how fast the scripts of this collection train on this machine.
 
-    python benchmarks/throughput.py 4_Residual_Network/ResNet_keras.py --stack_n 3 --epochs 2
-    python benchmarks/throughput.py 1_Lecun_Network/LeNet_keras.py --epochs 20
-    python benchmarks/throughput.py --steps 6 6_ResNeXt/ResNeXt_keras.py --batch_size 64
+    python benchmarks/throughput.py                               # all networks, in float32
+    python benchmarks/throughput.py --precision float32 --precision mixed_bfloat16 \\
+        --csv speed.csv --picture speed.png
+    python benchmarks/throughput.py "4_Residual_Network/ResNet_keras.py --stack_n 3"
+    python benchmarks/throughput.py "7_DenseNet/DenseNet_keras.py --recompute" \\
+        --compare "python other_program.py"
 
-What follows the script are its own options; the data set is synthetic if they name none. The run's
-folder is a temporary one. --steps N ends the training after N steps, for networks whose epochs
-take minutes. images_per_s comes from the median time between the ends of two steps of an epoch;
-overhead is the time of all epochs but the first, validation and checkpoints included, divided by
-the time spent inside training and validation steps.
+A configuration is a script and its options in one argument. Each is trained on the synthetic data
+set in a process of its own, by its own main(), in blocks of steps: one block from the input
+pipeline, one on a single batch that stays in memory, and so on in turn; the rates are those of the
+median step of each block. Nothing else should run on the machine.
+
+--compare takes one configuration and a command that prints a line of JSON with images_per_s as its
+last; the two run in turn, and the ratios are ours divided by theirs.
 """
 
 import argparse
 import contextlib
+import csv
 import importlib.util
 import json
 import math
+import multiprocessing
+import os
+import platform
 import resource
+import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+CONFIGURATIONS = [
+    "1_Lecun_Network/LeNet_keras.py",
+    "1_Lecun_Network/LeNet_dp_keras.py",
+    "1_Lecun_Network/LeNet_dp_da_keras.py",
+    "1_Lecun_Network/LeNet_dp_da_wd_keras.py",
+    "2_Network_in_Network/Network_in_Network_keras.py",
+    "2_Network_in_Network/Network_in_Network_bn_keras.py",
+    "3_Vgg19_Network/Vgg19_keras.py --weights none",
+    "4_Residual_Network/ResNet_keras.py --stack_n 3",
+    "4_Residual_Network/ResNet_keras.py --stack_n 5",
+    "4_Residual_Network/ResNet_keras.py --stack_n 18",
+    "5_Wide_Residual_Network/Wide_ResNet_keras.py --depth 16 --width 8",
+    "5_Wide_Residual_Network/Wide_ResNet_keras.py --depth 28 --width 10",
+    "6_ResNeXt/ResNeXt_keras.py --batch_size 64",
+    "7_DenseNet/DenseNet_keras.py",
+    "8_SENet/SENet_keras.py --batch_size 64",
+]
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+CIFAR_TRAINING_IMAGES, CIFAR_TEST_IMAGES = 50000, 10000
 
-class EnoughSteps(Exception):
-    """Leaves the training when it has been timed."""
+
+def locate(path):
+    """Return the path of a script, which may be relative to the repository's folder."""
+    return Path(path) if Path(path).exists() else Path(__file__).parents[1] / path
 
 
-def main():
-    start = time.perf_counter()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=math.inf, help="end after so many steps")
-    parser.add_argument("script", type=Path)
-    parser.add_argument("options", nargs=argparse.REMAINDER)
-    benchmark = parser.parse_args()
-    path, options = benchmark.script, benchmark.options
+class Measured(Exception):
+    """Leaves the script's main() when all has been timed."""
+
+
+def in_new_process(function, *arguments):
+    """Return function(*arguments) from a new process, whose memory and start are its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        return executor.submit(function, *arguments).result()
+
+
+def machine_limit(precision):
+    """Return GFLOP/s of a matrix product and of a 3x3 convolution, the best of five each."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    import tensorflow as tf
+
+    dtype = precision.removeprefix("mixed_")
+    size, batch, channels = 3072, 64, 256
+    matrix = tf.cast(tf.random.normal([size, size]), dtype)
+    images = tf.cast(tf.random.normal([batch, 32, 32, channels]), dtype)
+    kernel = tf.cast(tf.random.normal([3, 3, channels, channels]), dtype)
+    limits = []
+    for operation, flop in (
+        (lambda: matrix @ matrix, 2 * size**3),
+        (lambda: tf.nn.conv2d(images, kernel, 1, "SAME"), 2 * batch * 32**2 * 9 * channels**2),
+    ):
+        compiled = tf.function(lambda operation=operation: tf.reshape(operation(), [-1])[0])
+        seconds = []
+        for _ in range(6):
+            start = time.perf_counter()
+            compiled().numpy()
+            seconds.append(time.perf_counter() - start)
+        limits.append(flop / min(seconds[1:]) / 1e9)
+    return limits
+
+
+def multiply_adds(model):
+    """Return the multiplications of one image's way through the convolutions and dense layers."""
+    total = 0
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            total += multiply_adds(layer)
+        elif hasattr(layer, "kernel"):
+            total += math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
+    return total
+
+
+def measure(configuration, precision, seconds, repeats, started):
+    """Train a configuration in blocks of so many seconds; return what the table shows of it.
+
+    started is the time.time() at which its process was asked for.
+    """
+    path, *options = shlex.split(configuration)
+    path = locate(path)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script
     spec.loader.exec_module(script)
-    stamps = {"begin": [], "steps": [], "inside": [], "end": [], "first": None}
+    if not hasattr(script, "multi_gpu_model"):
+        raise RuntimeError("not a training script of this collection")
+    build, stamps, result = script.multi_gpu_model, [], {}
 
-    class TimedRunLog(script.RunLog):
-        """Keeps the moments at which epochs begin and end and the time inside of steps."""
-
-        def on_epoch_begin(self, epoch, logs=None):
-            super().on_epoch_begin(epoch, logs)
-            stamps["begin"].append(time.perf_counter())
-            stamps["steps"].append([])
-            stamps["inside"].append(0)
-
-        def on_train_batch_begin(self, batch, logs=None):
-            self.step_start = time.perf_counter()
+    class Stamps(script.RunLog):
+        """Keeps the ends of steps instead of a log and checkpoints."""
 
         def on_train_batch_end(self, batch, logs=None):
             super().on_train_batch_end(batch, logs)
-            stamps["execution"] = self.model.steps_per_execution  # several steps in LeNet's
-            now = time.perf_counter()
-            stamps["first"] = stamps["first"] or now
-            stamps["inside"][-1] += now - self.step_start
-            stamps["steps"][-1].append(now)
-            if sum(map(len, stamps["steps"])) >= benchmark.steps:
-                raise EnoughSteps
+            stamps.append(time.perf_counter())
+            result.setdefault("first_step_s", time.time() - started)
 
-        def on_test_batch_begin(self, batch, logs=None):
-            self.step_start = time.perf_counter()
+        def on_epoch_end(self, epoch, logs=None):
+            pass
 
-        def on_test_batch_end(self, batch, logs=None):
-            stamps["inside"][-1] += time.perf_counter() - self.step_start
+    def timed_model(*arguments):
+        model = build(*arguments)
+        fit = model.fit
 
-        def on_train_end(self, logs=None):
-            super().on_train_end(logs)
-            # What fit() does after the last epoch counts as part of that epoch.
-            stamps["end"] = [*stamps["begin"][1:], time.perf_counter()]
+        def timed_fit(pipeline, callbacks, **_):
+            executed = model.steps_per_execution  # steps between two stamps
+            images, labels = next(iter(pipeline))
+            in_memory = script.tf.data.Dataset.from_tensors((images, labels)).repeat()
 
-    script.RunLog = TimedRunLog
+            def block(data, executions):
+                stamps.clear()
+                steps = executions * executed
+                fit(data, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=callbacks)
+                intervals = [after - before for before, after in zip(stamps, stamps[1:])]
+                return len(images) * executed / statistics.median(intervals)
+
+            rate = block(pipeline, 3)
+            executions = max(3, 1 + round(seconds * rate / (len(images) * executed)))
+            rates = [
+                (block(pipeline, executions), block(in_memory, executions)) for _ in range(repeats)
+            ]
+            from_pipeline, from_memory = zip(*rates)
+            variables = model.trainable_variables
+            result.update(
+                network=model.name,
+                script=path.name,
+                precision=precision,
+                batch_size=len(images),
+                parameters=sum(math.prod(variable.shape) for variable in variables),
+                multiply_adds=multiply_adds(model),
+                images_per_s=statistics.median(from_pipeline),
+                slowest=min(from_pipeline),
+                fastest=max(from_pipeline),
+                in_memory=statistics.median(from_memory),
+                # Of the pairs of neighbouring blocks, since the machine's speed drifts.
+                pipeline_cost=1 - statistics.median(a / b for a, b in rates),
+                peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            )
+            raise Measured
+
+        model.fit = timed_fit
+        return model
+
+    script.RunLog, script.multi_gpu_model = Stamps, timed_model
+    parse_args = script.parse_args
+
+    def kept_args():
+        args = parse_args()
+        result["epochs"] = args.epochs
+        return args
+
+    script.parse_args = kept_args
     with tempfile.TemporaryDirectory() as log_dir, contextlib.redirect_stdout(sys.stderr):
-        sys.argv = [str(path), "--dataset", "synthetic", *options, "--log_dir", log_dir]
-        with contextlib.suppress(EnoughSteps):
+        sys.argv = [path.name, "--dataset", "synthetic", "--precision", precision, *options]
+        sys.argv += ["--log_dir", log_dir]
+        try:
             script.main()
-        args = json.loads(next(Path(log_dir).glob("*/*/args.json")).read_text())
+        except Measured:
+            return result
+        except (script.UsageError, SystemExit) as error:  # of no class that the parent knows
+            raise RuntimeError(str(error)) from None
 
-    intervals = [b - a for epoch in stamps["steps"] for a, b in zip(epoch, epoch[1:])]
-    if not intervals:
-        sys.exit("throughput.py: an epoch has a single step: choose a smaller --batch_size")
-    step = statistics.median(intervals) / stamps["execution"]
-    result = {
-        "script": path.name,
-        "options": options,
-        "images_per_s": round(args["batch_size"] / step, 1),
-        "first_step_s": round(stamps["first"] - start, 2),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }
-    if stamps["end"] and args["epochs"] > 1:
-        whole = sum(b - a for a, b in zip(stamps["begin"][1:], stamps["end"][1:]))
-        result["overhead"] = round(whole / sum(stamps["inside"][1:]), 3)
-    print(json.dumps(result))
+
+def complete(row, limit):
+    """Add to a row what follows from it: share of the limit in GFLOP/s, time of the training."""
+    # A step takes the forward pass and two of its size backward, two operations a multiply-add.
+    row["share_of_limit"] = 6 * row["multiply_adds"] * row["images_per_s"] / (1e9 * limit)
+    images = CIFAR_TRAINING_IMAGES + CIFAR_TEST_IMAGES / 3
+    row["training_hours"] = row["epochs"] * images / row["images_per_s"] / 3600
+    return row
+
+
+HEADER = (
+    f"{'network':22} {'precision':14} {'batch':>5} {'parameters':>11} {'M mult-adds':>11} "
+    f"{'images/s':>9} {'from..to':>17} {'in memory':>9} {'pipeline':>8} {'1st step':>8} "
+    f"{'memory':>9} {'of limit':>8} {'training':>9}"
+)
+
+
+def line(row):
+    """Return a row of the table as text."""
+    spread = f"{row['slowest']:.1f}..{row['fastest']:.1f}"
+    return (
+        f"{row['network']:22} {row['precision']:14} {row['batch_size']:5} "
+        f"{row['parameters']:11,} {row['multiply_adds'] / 1e6:11,.1f} "
+        f"{row['images_per_s']:9,.1f} {spread:>17} {row['in_memory']:9,.1f} "
+        f"{row['pipeline_cost']:8.1%} {row['first_step_s']:6.1f} s {row['peak_rss_mb']:6,} MB "
+        f"{row['share_of_limit']:8.1%} {row['training_hours']:7.1f} h"
+    )
+
+
+def draw(rows, path):
+    """Draw images/s and the share of the machine's limit as bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 1.5 + 0.28 * len(rows)), layout="constrained")
+    rates, shares = figure.subplots(1, 2, sharey=True)
+    names = [f"{row['network']}, {row['precision'].removeprefix('mixed_')}" for row in rows]
+    colours = [f"C{PRECISIONS.index(row['precision'])}" for row in rows]
+    places = range(len(rows))
+    values = [row["images_per_s"] for row in rows]
+    rates.bar_label(rates.barh(places, values, color=colours), fmt="{:,.0f}", padding=2)
+    rates.set(xscale="log", xlabel="images/s", title="training", yticks=places)
+    rates.set_yticklabels(names)
+    rates.set_xlim(right=4 * max(values))
+    values = [100 * row["share_of_limit"] for row in rows]
+    shares.bar_label(shares.barh(places, values, color=colours), fmt="{:.0f}", padding=2)
+    shares.set(xlabel="%", title="share of the best matrix product or convolution")
+    rates.invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def compare(configuration, precision, seconds, repeats, command):
+    """Run a configuration and a command in turn; print every pair and the medians' ratios."""
+    ratios = {"images_per_s": [], "first_step_s": [], "peak_rss_mb": []}
+    for _ in range(repeats):
+        ours = in_new_process(measure, configuration, precision, seconds, 1, time.time())
+        try:
+            done = subprocess.run(shlex.split(command), stdout=subprocess.PIPE, text=True)
+            theirs = json.loads(done.stdout.splitlines()[-1])
+            pairs = {key: (ours[key], float(theirs[key])) for key in ratios if key in theirs}
+            if done.returncode or "images_per_s" not in pairs:
+                raise ValueError
+        except (OSError, ValueError, LookupError, TypeError):
+            sys.exit(f"throughput.py: error: {command}: prints no JSON line with images_per_s")
+        for key, (a, b) in pairs.items():
+            ratios[key].append(a / b)
+        print(", ".join(f"{key} {a:.2f} : {b:.2f}" for key, (a, b) in pairs.items()), flush=True)
+    for key, values in ratios.items():
+        if values:
+            median, low, high = statistics.median(values), min(values), max(values)
+            print(f"{key}: ours / theirs {median:.3f} ({low:.3f} to {high:.3f})")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.error = lambda message: sys.exit(f"{parser.prog}: error: {message}")
+    add = parser.add_argument
+    add("configurations", nargs="*", metavar="CONFIGURATION", help="all networks if none is given")
+    add("--precision", action="append", choices=PRECISIONS, help="float32 unless given")
+    add("--seconds", type=float, default=5, help="of a block, at least two steps (5)")
+    add("--repeats", type=int, default=3, help="pairs of blocks, or of runs to compare (3)")
+    add("--csv", type=Path, help="file for the table, with all digits")
+    add("--picture", type=Path, help="file for a picture of it, .png or .svg")
+    add("--compare", metavar="COMMAND", help="a program to be in turn with")
+    args = parser.parse_args()
+    precisions = args.precision or ["float32"]
+    configurations = args.configurations or CONFIGURATIONS
+    if args.repeats < 1 or args.seconds <= 0:
+        parser.error("--repeats and --seconds must be more than 0")
+    for configuration in configurations:
+        if not locate(shlex.split(configuration)[0]).is_file():
+            parser.error(f"{configuration}: there is no such script")
+    if args.compare:
+        if len(configurations) != 1 or len(precisions) != 1:
+            parser.error("--compare needs one configuration and one precision")
+        try:
+            compare(*configurations, *precisions, args.seconds, args.repeats, args.compare)
+        except (RuntimeError, OSError) as error:
+            sys.exit(f"throughput.py: error: {configurations[0]}: {error}")
+        return
+
+    limits = {}
+    for precision in precisions:
+        product, convolution = in_new_process(machine_limit, precision)
+        limits[precision] = max(product, convolution)
+        print(f"{platform.machine()}, {os.cpu_count()} processors, {precision}: ", end="")
+        print(f"matrix product {product:,.0f} GFLOP/s, 3x3 convolution {convolution:,.0f} GFLOP/s")
+    print(HEADER)
+    rows, failed = [], False
+    for configuration in configurations:
+        for precision in precisions:
+            try:
+                row = in_new_process(
+                    measure, configuration, precision, args.seconds, args.repeats, time.time()
+                )
+            except (RuntimeError, OSError) as error:  # BrokenProcessPool, out of memory, is one
+                print(f"throughput.py: error: {configuration}: {error}", file=sys.stderr)
+                failed = True
+                continue
+            rows.append(complete(row, limits[precision]))
+            print(line(row), flush=True)
+    if args.csv and rows:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    if args.picture and rows:
+        draw(rows, args.picture)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ EXCEPTIONS = {
     "train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py"),
     "lenet": None,
     "pad": ("Wide_ResNet_keras.py",),
+    "FusedBatchNormalization": ("DenseNet_keras.py",),
     "stock_layer": ("DenseNet_keras.py",),
 }
 
@@ -30,7 +31,8 @@ def blocks(source):
     """Return {name: (first line, line after the last)} of a script's top-level parts."""
     found, imports = {}, []
     for node in ast.parse(source).body[1:]:  # the first is the docstring
-        span = (node.lineno - 1, node.end_lineno)
+        decorators = getattr(node, "decorator_list", [])
+        span = (min(part.lineno for part in [node, *decorators]) - 1, node.end_lineno)
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = span
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

@@ -186,3 +186,20 @@ def test_checkpoint_cannot_run_code(unfinished, tmp_path):
     assert script.resume(folder, model, 39) == script.resume(unfinished, expected, 39) == 1
     for a, b in zip(model.get_weights(), expected.get_weights()):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_emulated_precision_is_warned_about(monkeypatch, tmp_path, capsys):
+    script, cpuinfo = load("ResNet_keras"), tmp_path / "cpuinfo"
+    monkeypatch.setattr(script, "Path", lambda path: cpuinfo)
+    for flags, warned in (
+        ("avx512f avx512_vnni", ["mixed_bfloat16", "mixed_float16"]),
+        ("avx512f avx512_bf16", ["mixed_float16"]),
+        (None, ["mixed_float16"]),
+    ):
+        cpuinfo.unlink(missing_ok=True)
+        if flags:
+            cpuinfo.write_text(f"flags\t\t: fpu {flags}\n")
+        for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
+            script.warn_if_emulated(precision)
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split()[4] for line in lines] == [f"{precision}:" for precision in warned]

@@ -135,23 +135,61 @@ def test_synthetic_statistics_are_those_of_the_images():
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_fused_batch_normalization_equals_the_stock_layer(frozen):
+@pytest.mark.parametrize(
+    "name, channels", [("ResNet_keras", 6), ("DenseNet_keras", 16), ("DenseNet_keras", 6)]
+)
+def test_fused_batch_normalization_equals_the_stock_layer(name, channels, frozen):
     options = {"momentum": 0.9, "epsilon": 1e-5}
-    ours, stock = resnet.FusedBatchNormalization(**options), layers.BatchNormalization(**options)
-    x = tf.constant(RNG.normal(2, 3, (4, 5, 5, 6)).astype("float32"))
+    ours = load(name).FusedBatchNormalization(**options)
+    stock = layers.BatchNormalization(**options)
+    x = tf.constant(RNG.normal(2, 3, (4, 8, 8, channels)).astype("float32"))
     results = []
     for layer in (ours, stock):
         layer.build(x.shape)
         layer.trainable = not frozen
-        layer.set_weights([np.linspace(1, 2, 6), np.arange(6), np.ones(6), np.full(6, 4)])
+        weights = np.linspace(1, 2, channels), np.arange(channels)
+        layer.set_weights([*weights, np.ones(channels), np.full(channels, 4)])
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = layer(x, training=True)
             loss = tf.reduce_sum(y**3)
         gradients = tape.gradient(loss, [x, *layer.trainable_weights])
+        if layer is stock and not frozen:  # it averages the biased variance of the 256 numbers
+            layer.moving_variance.assign(3.6 + (layer.moving_variance - 3.6) * 256 / 255)
         results.append([y, *gradients, *layer.weights, layer(x, training=False)])
     for a, b in zip(*results):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3)
+
+
+def test_fused_sgd_equals_keras_sgd():
+    results = []
+    for optimizer in (resnet.FusedSGD, keras.optimizers.SGD):
+        optimizer = optimizer(0.5, momentum=0.9, nesterov=True)
+        variables = [keras.Variable(np.linspace(-1, 1, 6)), keras.Variable(3.0)]
+        optimizer.build(variables)
+        for step in range(5):
+            optimizer.learning_rate = 0.5 / (step + 1)  # as scheduler() changes it
+            optimizer.apply([v * v + step for v in variables])
+        results.append([*variables, *optimizer.variables])
+    assert len(results[0]) == len(results[1])
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_xla_computes_the_same_steps():
+    """Keras has XLA compile the training step on GPUs, so XLA must know our operations."""
+    images = RNG.integers(0, 256, (32, 32, 32, 3), np.uint8)
+    labels = np.arange(32) % 10
+    results = []
+    for jit_compile in (False, True):
+        keras.utils.set_random_seed(0)
+        model = resnet.multi_gpu_model(lambda: resnet.residual_network(1), 1)
+        model.jit_compile = jit_compile
+        model.optimizer.learning_rate = 0.01
+        losses = model.fit(images, labels, batch_size=16, epochs=2, verbose=0, shuffle=False)
+        results.append([np.array(losses.history["loss"]), *model.variables])
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
