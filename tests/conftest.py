@@ -13,7 +13,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 ROOT = Path(__file__).parents[1]
 LADDER = ["LeNet_keras", "LeNet_dp_keras", "LeNet_dp_da_keras", "LeNet_dp_da_wd_keras"]
-SCRIPTS = {path.stem: path for path in sorted(ROOT.glob("[1-8]_*/*_keras.py"))}
+PATHS = [*sorted(ROOT.glob("[1-8]_*/*_keras.py")), ROOT / "htd" / "ResNet.py"]
+SCRIPTS = {path.stem: path for path in PATHS}
 
 
 def load(script):

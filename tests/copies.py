@@ -14,7 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "4_Residual_Network" / "ResNet_keras.py"
-SCRIPTS = [REFERENCE, *sorted(set(ROOT.glob("[1-8]_*/*_keras.py")) - {REFERENCE})]
+OTHERS = {*ROOT.glob("[1-8]_*/*_keras.py"), *ROOT.glob("htd/ResNet.py")} - {REFERENCE}
+SCRIPTS = [REFERENCE, *sorted(OTHERS)]
 # What a script is about differs; so does what a step of the LeNet ladder has not learnt yet.
 LESSONS = {"parse_args", "build_network", "scheduler", "STEPS_PER_EXECUTION", "WEIGHTS"}
 # Of these names, the scripts named have a text of their own; None stands for all.
@@ -23,6 +24,8 @@ EXCEPTIONS = {
     "lenet": None,
     "pad": ("Wide_ResNet_keras.py",),
     "FusedBatchNormalization": ("DenseNet_keras.py",),
+    "new_run": ("ResNet.py",),
+    "main": ("ResNet.py",),
     "stock_layer": ("DenseNet_keras.py",),
 }
 

@@ -1,0 +1,662 @@
+#!/usr/bin/env python3
+"""ResNet on CIFAR-10 and CIFAR-100 with three learning-rate schedules to choose from.
+
+Bo-Yang Hsueh, Wei Li and I-Chen Wu: "Stochastic Gradient Descent with Hyperbolic-Tangent Decay on
+Classification", 2018, https://arxiv.org/abs/1806.01593 (the schedules)
+Kaiming He, Xiangyu Zhang, Shaoqing Ren and Jian Sun:
+"Deep Residual Learning for Image Recognition", 2015, https://arxiv.org/abs/1512.03385 (the layout)
+"Identity Mappings in Deep Residual Networks", 2016, https://arxiv.org/abs/1603.05027 (the block)
+
+    python ResNet.py --scheduler tanh                   # ResNet-50, hyperbolic-tangent decay
+    python ResNet.py --scheduler cos --count 2          # the second of several runs
+    python ResNet.py --scheduler tanh -L -6 -U 3 --per_step
+    python ResNet.py --scheduler step --stack_n 1 --dataset synthetic --epochs 2    # no download
+    python ResNet.py --resume runs/ResNet-50_cifar10/tanh_1
+
+run_training.sh runs the whole comparison, summary.py draws it up. Needs tensorflow, keras, numpy,
+matplotlib and tensorboard.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+# Read at import. What the user has set goes first, but for the backend: this is TensorFlow code.
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors reach us as exceptions all the same
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default before AVX-512 VNNI
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU's other users room
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from matplotlib.figure import Figure
+
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "synthetic": 10}
+CLASS_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+# Mean and standard deviation of the training images' red, green and blue, 0..255.
+STATISTICS = {
+    "cifar10": ((125.307, 122.95, 113.865), (62.9932, 62.0887, 66.7048)),
+    "cifar100": ((129.304, 124.070, 112.434), (68.170, 65.392, 70.418)),
+    "synthetic": ((127.999, 132.517, 128.461), (69.533, 71.561, 72.738)),
+}
+
+# ------------------------------------------------------------------------------------------ options
+
+
+class UsageError(Exception):
+    """What the user gave cannot be used; the message says why and what to do, in one line."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that states defaults and keeps the line breaks of the description."""
+
+
+def positive_int(text):
+    """The type of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def finite_float(text):
+    """The type of an option that is a number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def parse_args():
+    """Return the options of the command line, those of the schedule first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("-s", "--scheduler", choices=("step", "cos", "tanh"), default="tanh", help="of the rate")
+    add("-L", "--lower", type=finite_float, default=-6.0, help="HTD: where tanh begins")
+    add("-U", "--upper", type=finite_float, default=3.0, help="HTD: where tanh ends")
+    add("--per_step", action="store_true", help="change the rate in every step, not every epoch")
+    add(
+        "-c",
+        "--count",
+        type=positive_int,
+        default=1,
+        help="which of several runs: another seed, another folder",
+    )
+    add("-n", "--stack_n", type=positive_int, default=8, help="blocks a stage: 6n+2 layers")
+    args = parse_shared_args(parser, batch_size=128, epochs=200)
+    if args.upper <= args.lower:
+        parser.error(f"--upper {args.upper} must be more than --lower {args.lower}")
+    return args
+
+
+def parse_shared_args(parser, batch_size, epochs):
+    """Add the options that every script has, with these defaults, and parse.
+
+    With --resume RUN the options are those in RUN/args.json, read as a command line and so
+    checked like one; only --data_dir and --gpus may differ from it.
+    """
+    add = parser.add_argument
+    add("-b", "--batch_size", type=positive_int, default=batch_size, help="images a step")
+    add("-e", "--epochs", type=positive_int, default=epochs, help="the schedule scales with it")
+    add("-d", "--dataset", choices=NUM_CLASSES, default="cifar10", help="what to train on")
+    add("--data_dir", type=os.path.abspath, help="folder with CIFAR's binary version")
+    add("--log_dir", type=os.path.abspath, default="runs", help="folder for the runs' folders")
+    add("--gpus", type=positive_int, default=1, help="how many GPUs share each batch")
+    faster = "mixed_bfloat16 is faster on CPUs with AMX or AVX-512 BF16 and GPUs since Ampere"
+    faster += ", mixed_float16 on GPUs since Volta"
+    precisions = ("float32", "mixed_bfloat16", "mixed_float16")
+    add("--precision", choices=precisions, default="float32", help=faster)
+    add("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
+    add("--resume", type=os.path.abspath, metavar="RUN", help="folder of a run to go on with")
+    parser.error = lambda message: sys.exit(f"{parser.prog}: error: {message}")
+
+    args, saved = parser.parse_args(), {}
+    if args.resume:
+        try:
+            saved = dict(json.loads(Path(args.resume, "args.json").read_text()))
+            if saved.pop("script") != Path(__file__).name:
+                raise ValueError
+            given = [
+                f"--{key}" if value is True else f"--{key}={value}"
+                for key, value in saved.items()
+                if value is not None and value is not False
+            ]
+        except (OSError, ValueError, TypeError, LookupError):
+            parser.error(f"--resume {args.resume}: not the folder of a run of this script")
+        args = parser.parse_args(given + sys.argv[1:])
+    for key, value in saved.items():
+        if getattr(args, key) != value and key not in ("data_dir", "gpus"):
+            parser.error(f"--{key} cannot change on the way: this run has {value}")
+    if not 0 <= args.seed < 2**32:
+        parser.error("--seed must be a whole number from 0 to 4294967295")
+    if args.data_dir and args.dataset == "synthetic":
+        parser.error("--data_dir is for cifar10 and cifar100; synthetic reads no files")
+    if args.batch_size % args.gpus:
+        parser.error(f"--batch_size {args.batch_size} cannot be shared by --gpus {args.gpus}")
+    return args
+
+
+def warn_if_emulated(precision):
+    """Say on stderr that the processor has no instructions for precision, which makes it slow."""
+    if precision == "float32" or tf.config.list_physical_devices("GPU"):
+        return
+    cpuinfo = Path("/proc/cpuinfo")  # only Linux has it; elsewhere the CPU is not known
+    flags = {"avx512_bf16", "amx_bf16", "bf16"}
+    native = not cpuinfo.exists() or not flags.isdisjoint(cpuinfo.read_text().split())
+    if precision == "mixed_float16" or not native:
+        slow = f"Warning: this processor emulates {precision}: float32 is several times as fast."
+        print(slow, file=sys.stderr)
+
+
+# --------------------------------------------------------------------------------------------- data
+
+
+def load_data(dataset, data_dir=None):
+    """Return (x_train, y_train), (x_test, y_test) of "cifar10", "cifar100" or "synthetic".
+
+    Images are (n, 32, 32, 3) uint8, labels (n,) int32. Without data_dir the CIFAR data sets come
+    from keras.datasets, which downloads once and checks the hash.
+    Raises UsageError when the files cannot be had or are not what they should be.
+    """
+    if dataset == "synthetic":
+        print("Training on synthetic images: coloured patches made from a seed, no photographs.")
+        return synthetic_images(5000, seed=1), synthetic_images(1000, seed=2)
+    if data_dir:
+        return read_binary(dataset, data_dir)
+    try:
+        train, test = getattr(keras.datasets, dataset).load_data()
+    except Exception as error:  # Keras raises nothing more precise when a download fails
+        raise UsageError(
+            f"cannot download {dataset} ({' '.join(str(error).split())}): give a folder with its "
+            "binary version with --data_dir, or try --dataset synthetic"
+        ) from error
+    return tuple((images, labels.ravel().astype(np.int32)) for images, labels in (train, test))
+
+
+def read_binary(dataset, data_dir):
+    """Read the binary version of CIFAR-10 or CIFAR-100 as load_data does.
+
+    A record is the label (CIFAR-100: the coarse and the fine label, a byte each), then 32x32 bytes
+    of red, of green and of blue. The pickled version is not read: unpickling runs a file's code.
+    """
+    if dataset == "cifar10":
+        records = {f"data_batch_{i}.bin": 10000 for i in range(1, 6)} | {"test_batch.bin": 10000}
+        label_bytes = 1
+    else:
+        records = {"train.bin": 50000, "test.bin": 10000}
+        label_bytes = 2
+    images, labels = [], []
+    for name, count in records.items():
+        path = Path(data_dir, name)
+        if not path.is_file():
+            raise UsageError(f"{path} is missing: --data_dir needs {', '.join(records)}")
+        size, right_size = path.stat().st_size, count * (label_bytes + 3072)
+        if size != right_size:
+            raise UsageError(f"{path} has {size} bytes instead of {right_size}: get it again")
+        data = np.fromfile(path, np.uint8).reshape(count, -1)
+        labels.append(data[:, label_bytes - 1].astype(np.int32))
+        if labels[-1].max() >= NUM_CLASSES[dataset]:
+            raise UsageError(f"{path} has the label {labels[-1].max()}: not a file of {dataset}")
+        images.append(data[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    images, labels = np.concatenate(images), np.concatenate(labels)
+    return (images[:50000], labels[:50000]), (images[50000:], labels[50000:])
+
+
+def synthetic_images(count, seed):
+    """Return count images of ten classes and their labels, shaped as load_data says.
+
+    A class is a pattern of 4x4 coloured patches. Images show it shifted, mirrored, brighter or
+    darker and under noise, so that a network has something to learn.
+    """
+    patterns = np.random.default_rng(0).integers(40, 216, (10, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, count, np.int32)
+    shift = rng.integers(-4, 5, (2, count, 1)) + np.arange(32)
+    shift[1, ::2] = shift[1, ::2, ::-1]
+    rows, columns = shift % 32
+    images = patterns[labels[:, None, None], rows[:, :, None], columns[:, None, :]]
+    images = images + rng.normal(0, 40, (count, 1, 1, 1)) + rng.normal(0, 40, images.shape)
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+def train_batches(images, labels, batch_size, seed, initial_epoch, epochs):
+    """Return the augmented batches of all epochs from initial_epoch on as one tf.data.Dataset.
+
+    images (n, 32, 32, 3) uint8 and labels (n,) int32 give n // batch_size batches an epoch,
+    (batch_size, 32, 32, 3) uint8 and (batch_size,) int32. Everything random is a function of
+    (seed, epoch, step): a resumed run sees what an uninterrupted one would have seen.
+    """
+    steps = len(images) // batch_size
+    with tf.device("CPU"):  # the pipeline runs there; a copy on the GPU would be of no use
+        padded, labels = tf.constant(pad(images)), tf.constant(labels)
+
+    def one_epoch(epoch):
+        epoch_seed = tf.stack([tf.cast(seed, tf.int64), epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), epoch_seed)
+        order = tf.reshape(order[: steps * batch_size], [steps, batch_size])
+
+        def one_step(step):
+            step_seed = tf.random.experimental.stateless_fold_in(epoch_seed, step)
+            return augment(padded, order[step], step_seed), tf.gather(labels, order[step])
+
+        return tf.data.Dataset.range(steps).map(one_step, num_parallel_calls=os.cpu_count())
+
+    return untuned(tf.data.Dataset.range(initial_epoch, epochs).flat_map(one_epoch).prefetch(4))
+
+
+def pad(images):
+    """Return (n, 32, 32, 3) uint8 images framed by 4 pixels of their mean colour."""
+    padded = np.empty((len(images), 40, 40, 3), np.uint8)
+    padded[:] = images.mean(axis=(0, 1, 2)).round()  # close to 0 once it is normalised
+    padded[:, 4:36, 4:36] = images
+    return padded
+
+
+def augment(padded, chosen, seed):
+    """Crop the chosen images at random places and mirror half of them.
+
+    padded is (n, 40, 40, 3) uint8, chosen holds (batch,) indices, seed is a stateless seed (2,);
+    returns (batch, 32, 32, 3) uint8. The whole batch takes one gather for its rows and one for its
+    columns, instead of a call for every image.
+    """
+    variant = tf.random.stateless_uniform(chosen.shape, seed, 0, 9 * 9 * 2, tf.int32)
+    top, left, mirrored = variant // 18, variant // 2 % 9, variant % 2 == 1
+    rows = (40 * chosen + top)[:, None] + tf.range(32)
+    columns = left[:, None] + tf.where(mirrored[:, None], tf.range(31, -1, -1), tf.range(32))
+    images = tf.gather(tf.reshape(padded, [-1, 40, 3]), rows)
+    return tf.gather(images, columns, axis=2, batch_dims=1)
+
+
+def untuned(dataset):
+    """Return dataset without the autotuner, whose thread makes the end of every epoch wait.
+
+    Deleting an iterator joins that thread, which sleeps for up to a minute at a time.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+# ------------------------------------------------------------------------------------------ network
+
+
+def normalize(x, mean, std):
+    """Bring (batch, 32, 32, 3) pixels to mean 0 and standard deviation 1 in every channel.
+
+    They are normalised as rows of 96 numbers, since vectors of 3 are slow to broadcast.
+    """
+    x = layers.Reshape((32, 96), name="rows")(x)
+    mean, variance = np.tile(mean, 32), np.tile(np.square(std), 32)
+    x = layers.Normalization(mean=mean, variance=variance, name="normalization")(x)
+    return layers.Reshape((32, 32, 3), name="pixels")(x)
+
+
+class FusedBatchNormalization(layers.BatchNormalization):
+    """Batch normalisation of (batch, height, width, channels) by TensorFlow's one fused operation.
+
+    Same variables and results as the Keras layer it derives from, which computes them with a
+    dozen elementwise operations; but the moving variance is that of unbiased variances.
+    """
+
+    def call(self, inputs, training=False):
+        if training and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            return super().call(inputs, training=training)  # can average over several GPUs
+        training = bool(training and self.trainable)
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=self.gamma,
+            offset=self.beta,
+            mean=self.moving_mean,
+            variance=self.moving_variance,
+            epsilon=self.epsilon,
+            exponential_avg_factor=1 - self.momentum,
+            is_training=training,
+        )
+        if training:
+            self.moving_mean.assign(mean)
+            self.moving_variance.assign(variance)
+        return outputs
+
+
+WEIGHTS = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(1e-4)}
+
+
+def conv(x, filters, kernel_size, strides, name):
+    """A convolution without bias, since batch normalisation follows and has one."""
+    options = {"padding": "same", "use_bias": False, "name": name}
+    return layers.Conv2D(filters, kernel_size, strides, **options, **WEIGHTS)(x)
+
+
+def bn_relu(x, name):
+    """Batch normalisation, with the momentum and epsilon of the papers' Torch code, and ReLU."""
+    x = FusedBatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, name=name + "_bn")(x)
+    return layers.ReLU(name=name + "_relu")(x)
+
+
+def residual_block(x, filters, strides, name, first=False):
+    """Add to x what two 3x3 convolutions make of it (2016, figure 1b: full pre-activation).
+
+    From (batch, height, width, channels) to (batch, height/strides, width/strides, filters).
+    The shortcut is the identity, or a 1x1 convolution where the shape changes. The first block of
+    a network activates its input before the paths part (2016, appendix).
+    """
+    activated = bn_relu(x, name + "_1")
+    if first:
+        x = activated
+    elif strides != 1 or x.shape[-1] != filters:
+        x = conv(activated, filters, 1, strides, name + "_shortcut")
+    y = conv(activated, filters, 3, strides, name + "_conv1")
+    y = conv(bn_relu(y, name + "_2"), filters, 3, 1, name + "_conv2")
+    return layers.Add(name=name + "_add")([x, y])
+
+
+def residual_network(stack_n, num_classes=10, mean=(0, 0, 0), std=(1, 1, 1)):
+    """ResNet with 6 * stack_n + 2 layers (2015, section 4.2; 2016, appendix).
+
+    Takes (batch, 32, 32, 3) pixels from 0 to 255, whose mean and std are given per channel, and
+    returns (batch, num_classes) probabilities.
+    """
+    inputs = layers.Input((32, 32, 3), name="image")
+    x = normalize(inputs, mean, std)
+    x = conv(x, 16, 3, 1, "conv0")
+    for stage, filters in enumerate((16, 32, 64), start=1):
+        for block in range(1, stack_n + 1):
+            # 32x32x16, then 16x16x32 and 8x8x64: the first block of a later stage halves the map.
+            strides = 2 if stage > 1 and block == 1 else 1
+            first = stage == block == 1
+            x = residual_block(x, filters, strides, f"stage{stage}_block{block}", first)
+    x = bn_relu(x, "final")
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    softmax = layers.Dense(
+        num_classes, activation="softmax", dtype="float32", name="softmax", **WEIGHTS
+    )
+    return keras.Model(inputs, softmax(x), name=f"ResNet-{6 * stack_n + 2}")
+
+
+def build_network(args):
+    """Return the network that the options describe."""
+    return residual_network(args.stack_n, NUM_CLASSES[args.dataset], *STATISTICS[args.dataset])
+
+
+# ----------------------------------------------------------------------------------------- training
+
+STEPS_PER_EXECUTION = 1  # at most; more only help where a step takes milliseconds, as LeNet's
+
+
+def scheduler(name, progress, lower=-6, upper=3):
+    """Return the learning rate when the fraction progress of the training is done (section 3).
+
+    progress is t/T, 0 to 1. "step" divides the rate by 10 after 81/200 and 122/200. "cos" is half
+    a cosine wave (Loshchilov and Hutter 2016, without restarts). "tanh" is HTD(lower, upper): the
+    lower, the longer the rate stays at its highest; the upper, the smaller it ends.
+    """
+    if name == "step":
+        return 0.1 if progress < 81 / 200 else 0.01 if progress < 122 / 200 else 0.001
+    if name == "cos":
+        return 0.1 / 2 * (1 + math.cos(math.pi * progress))
+    return 0.1 / 2 * (1 - math.tanh(lower + (upper - lower) * progress))
+
+
+class Schedule(keras.callbacks.Callback):
+    """Sets the learning rate at the start of every epoch, or of every step, and logs the last."""
+
+    def __init__(self, args, steps_per_epoch):
+        super().__init__()
+        self.args, self.steps_per_epoch = args, steps_per_epoch
+
+    def set_rate(self, epochs_done):
+        progress = epochs_done / self.args.epochs
+        self.model.optimizer.learning_rate = scheduler(
+            self.args.scheduler, progress, self.args.lower, self.args.upper
+        )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self.set_rate(epoch)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.args.per_step:
+            self.set_rate(self.epoch + batch / self.steps_per_epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+
+
+@keras.saving.register_keras_serializable()  # for clone_model
+class FusedSGD(keras.optimizers.SGD):
+    """SGD with Nesterov momentum by TensorFlow's one fused operation for each variable.
+
+    Keras' own takes a dozen: for DenseNet's 300 variables that is a third of the graph, which takes
+    seconds to build before the first step.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=self.momentums[self._get_variable_index(variable)].value.handle,
+            lr=tf.cast(learning_rate, variable.dtype),
+            grad=gradient,
+            momentum=tf.cast(self.momentum, variable.dtype),
+            use_nesterov=True,
+        )
+
+
+def multi_gpu_model(build, gpus):
+    """Return the compiled model that build() makes, on one GPU or mirrored on several.
+
+    Each GPU gets its share of every batch. Without a GPU, TensorFlow's logical CPU devices count.
+    Raises UsageError when there are fewer devices than asked for.
+    """
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    names = [device.name.removeprefix("/device:") for device in devices]
+    if gpus > len(names):
+        raise UsageError(f"--gpus {gpus}: TensorFlow sees only {', '.join(names)} here")
+    strategy = tf.distribute.get_strategy()
+    if gpus > 1:
+        strategy = tf.distribute.MirroredStrategy(names[:gpus])
+    with strategy.scope():
+        model = build()
+        model.compile(
+            FusedSGD(momentum=0.9, nesterov=True),  # scheduler() sets the rate
+            loss="sparse_categorical_crossentropy",
+            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        )
+        # Variables that appear in the first step would have it traced a second time.
+        model.optimizer.build(model.trainable_variables)
+    print(f"{model.name} on {', '.join(names[:gpus])}")
+    return model
+
+
+class RunLog(keras.callbacks.CSVLogger):
+    """Writes RUN/log.csv and then RUN/last.keras after every epoch; stops at a loss of NaN."""
+
+    def __init__(self, run, steps_per_epoch):
+        super().__init__(run / "log.csv", append=True)
+        self.run, self.steps_per_epoch = run, steps_per_epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.start = epoch, time.perf_counter()
+
+    def stop_unless_finite(self, loss):
+        if not math.isfinite(loss):
+            raise UsageError(
+                f"the loss became {loss} in epoch {self.epoch + 1}: {self.run} keeps what the "
+                "epochs before it reached; lower the rates in scheduler() or change --seed"
+            )
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.stop_unless_finite(logs["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.stop_unless_finite(logs["val_loss"])  # the last step may have spoilt the weights
+        super().on_epoch_end(epoch, logs | {"seconds": time.perf_counter() - self.start})
+        # float16 skips steps whose gradients overflow; resume() reads the epoch off this count.
+        self.model.optimizer.iterations.assign((epoch + 1) * self.steps_per_epoch)
+        # A process killed while it saves must leave the last whole checkpoint behind.
+        self.model.save(self.run / "writing.keras")
+        os.replace(self.run / "writing.keras", self.run / "last.keras")
+
+
+def new_run(args, name):
+    """Make the folder of a new run, with args.json in it, and return it."""
+    run = Path(args.log_dir, f"{name}_{args.dataset}", f"{args.scheduler}_{args.count}")
+    if (run / "args.json").exists():
+        raise UsageError(f"{run} is a run already: --resume it, or change --count or --log_dir")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {run} ({error.strerror}): change --log_dir") from error
+    options = {key: value for key, value in vars(args).items() if key != "resume"}
+    saved = json.dumps({"script": Path(__file__).name} | options, indent=2)
+    (run / "writing.json").write_text(saved + "\n")
+    os.replace(run / "writing.json", run / "args.json")
+    return run
+
+
+def resume(run, model, steps_per_epoch):
+    """Put the state that a run has saved into model; return how many epochs it has behind it.
+
+    Only numbers are read from last.keras: the network is this script's, and no code in the file
+    is run. Raises UsageError when the file is damaged or of another network.
+    """
+    epochs_done, log = 0, run / "log.csv"
+    if (run / "last.keras").exists():
+        try:
+            model.load_weights(run / "last.keras")
+        except Exception as error:  # zipfile, h5py and Keras each raise their own
+            raise UsageError(
+                f"{run}/last.keras is damaged or of another network: start a new run"
+            ) from error
+        epochs_done = int(model.optimizer.iterations.numpy()) // steps_per_epoch
+        for layer in model.layers:
+            if isinstance(layer, layers.Dropout):  # its state, (seed, steps so far), is not saved
+                state = layer.seed_generator.state
+                state.assign(state + [0, epochs_done * steps_per_epoch])
+    if log.exists():  # a kill between log.csv and last.keras leaves a row too many
+        rows = log.read_bytes().splitlines(keepends=True)[: 1 + epochs_done]
+        (run / "writing.csv").write_bytes(b"".join(rows))
+        os.replace(run / "writing.csv", log)
+    return epochs_done
+
+
+def stock_layer(layer):
+    """Return a new layer of the Keras class that layer has or derives from."""
+    stock = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
+    config = layer.get_config()
+    config.pop("synchronized", None)  # for several GPUs; Keras refuses it on other backends
+    return stock.from_config(config)
+
+
+def stock_model(model):
+    """Return a copy of model that keras.models.load_model loads without this script."""
+    stock = keras.models.clone_model(model, clone_function=stock_layer)
+    stock.set_weights(model.get_weights())
+    stock.compile("sgd", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return stock
+
+
+def draw_curves(run):
+    """Draw RUN/log.csv: loss and accuracy of training and test, and the learning rate."""
+    log = np.atleast_1d(np.genfromtxt(run / "log.csv", delimiter=",", names=True))
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "learning_rate")):
+        axes.plot(log["epoch"] + 1, log[name], label="training")
+        if f"val_{name}" in log.dtype.names:
+            axes.plot(log["epoch"] + 1, log[f"val_{name}"], label="test")
+            axes.legend()
+        axes.set(xlabel="epoch", title=name.replace("_", " "))
+        axes.grid(alpha=0.3)
+    axes.set_yscale("log")  # of the last, the learning rate
+    figure.savefig(run / "curves.png", dpi=150)
+
+
+def draw_confusion(run, labels, predicted, dataset):
+    """Draw RUN/confusion.png: how many test images of each class were taken for which."""
+    num_classes = NUM_CLASSES[dataset]
+    counts = tf.math.confusion_matrix(labels, predicted, num_classes).numpy()
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(counts, cmap="Blues"), ax=axes)
+    axes.set(xlabel="predicted", ylabel="label", title="test images")
+    if num_classes == 10:
+        if dataset == "cifar10":
+            axes.set_xticks(range(num_classes), CLASS_NAMES, rotation=45, ha="right")
+            axes.set_yticks(range(num_classes), CLASS_NAMES)
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if count > counts.max() / 2 else "black"
+            axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(run / "confusion.png", dpi=150)
+
+
+def main():
+    args = parse_args()
+    if args.resume and Path(args.resume, "model.keras").exists():
+        print(f"{args.resume} is finished: there is nothing to go on with.")
+        return
+    seed = (args.seed + args.count - 1) % 2**32
+    keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(args.precision)
+    warn_if_emulated(args.precision)
+    (x_train, y_train), (x_test, y_test) = load_data(args.dataset, args.data_dir)
+    steps_per_epoch = len(x_train) // args.batch_size
+    if not steps_per_epoch:
+        too_many = f"--batch_size {args.batch_size} is more than the {len(x_train)} training images"
+        raise UsageError(too_many)
+
+    model = multi_gpu_model(lambda: build_network(args), args.gpus)
+    if args.gpus == 1:  # a mirrored model fails with more than one, as of Keras 3.15
+        fitting = (n for n in range(1, STEPS_PER_EXECUTION + 1) if steps_per_epoch % n == 0)
+        model.steps_per_execution = max(fitting)
+    run = Path(args.resume) if args.resume else new_run(args, model.name)
+    try:
+        epochs_done = resume(run, model, steps_per_epoch) if args.resume else 0
+        parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
+        print(f"{parameters:,} trainable parameters. Run: {run}")
+        train = train_batches(x_train, y_train, args.batch_size, seed, epochs_done, args.epochs)
+        test = untuned(tf.data.Dataset.from_tensor_slices((x_test, y_test)).batch(args.batch_size))
+        if epochs_done < args.epochs:  # a run may have been killed while it drew
+            model.fit(
+                train,
+                validation_data=test,
+                epochs=args.epochs,
+                initial_epoch=epochs_done,
+                steps_per_epoch=steps_per_epoch,
+                shuffle=False,
+                verbose=1 if sys.stdout.isatty() else 2,
+                callbacks=[
+                    Schedule(args, steps_per_epoch),
+                    keras.callbacks.TensorBoard(run, write_graph=False),
+                    RunLog(run, steps_per_epoch),
+                ],
+            )
+        loss, accuracy = model.evaluate(test, verbose=0)
+        predicted = model.predict(test, verbose=0).argmax(axis=-1)
+        draw_curves(run)
+        draw_confusion(run, y_test, predicted, args.dataset)
+        stock_model(model).save(run / "writing.keras")
+        os.replace(run / "writing.keras", run / "model.keras")  # last: it marks a finished run
+    except KeyboardInterrupt:
+        command = shlex.join(["python", sys.argv[0], "--resume", str(run)])
+        sys.exit(f"Interrupted. To go on: {command}")
+    except OSError as error:  # a full disk, for one
+        raise UsageError(f"{error}; mend that and go on with --resume {run}") from error
+    print(f"Test accuracy {accuracy:.4f}, loss {loss:.4f} after epoch {args.epochs}.")
+    print(f"Run: {run}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UsageError, OSError) as error:
+        sys.exit(f"{Path(__file__).name}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")

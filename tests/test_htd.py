@@ -1,0 +1,177 @@
+"""The three schedules are the paper's, and their comparison compares only what can be compared."""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, copy, load
+
+resnet = load("ResNet")
+summary = load(ROOT / "htd" / "summary.py")
+
+
+@pytest.mark.parametrize(
+    "name, rates",
+    [
+        ("step", [0.1, 0.1, 0.01, 0.001]),
+        ("cos", [0.1, 0.05 + 0.05 / math.sqrt(2), 0.05, 0]),
+        # (1 - tanh x) / 2 is 1 / (1 + exp(2x)), here at L = -6, at -3.75, -1.5 and at U = 3
+        ("tanh", [0.1 / (1 + math.exp(2 * x)) for x in (-6, -3.75, -1.5, 3)]),
+    ],
+)
+def test_schedule_is_the_papers(name, rates):
+    for progress, rate in zip((0, 1 / 4, 1 / 2, 1), rates):
+        assert resnet.scheduler(name, progress) == pytest.approx(rate, abs=1e-12)
+
+
+def test_bounds_of_the_tangent_are_options():
+    assert resnet.scheduler("tanh", 0.5, lower=-2, upper=2) == pytest.approx(0.05)
+    assert resnet.scheduler("tanh", 1, lower=-2, upper=2) == pytest.approx(0.1 / (1 + math.exp(4)))
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_rate_changes_every_epoch_or_every_step(per_step):
+    args = argparse.Namespace(scheduler="cos", lower=-6, upper=3, epochs=2, per_step=per_step)
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+    model.compile(resnet.FusedSGD(momentum=0.9, nesterov=True), "mse")
+    used = []
+    note = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: used.append(float(model.optimizer.learning_rate))
+    )
+    history = model.fit(
+        np.ones((8, 3)),
+        np.ones(8),
+        batch_size=2,
+        epochs=2,
+        verbose=0,
+        callbacks=[resnet.Schedule(args, 4), note],
+    )
+    at = range(8) if per_step else [0, 0, 0, 0, 4, 4, 4, 4]
+    expected = [0.05 * (1 + math.cos(math.pi * step / 8)) for step in at]
+    np.testing.assert_allclose(used, expected, rtol=1e-6)
+    np.testing.assert_allclose(history.history["learning_rate"], [used[3], used[7]])
+
+
+def make_run(folder, scheduler, count, accuracies, epochs=3, **options):
+    run = folder / "ResNet-8_cifar10" / f"{scheduler}_{count}"
+    run.mkdir(parents=True)
+    args = {"script": "ResNet.py", "scheduler": scheduler, "count": count, "epochs": epochs}
+    (run / "args.json").write_text(json.dumps(args | options))
+    rows = [f"{epoch},{accuracy}" for epoch, accuracy in enumerate(accuracies)]
+    (run / "log.csv").write_text("\n".join(["epoch,val_accuracy", *rows]) + "\n")
+    if len(accuracies) == epochs:
+        (run / "model.keras").touch()
+    return run
+
+
+def summarize(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["summary.py", *map(str, options)])
+    summary.main()
+
+
+def test_summary_takes_medians_and_leaves_unfinished_runs_out(monkeypatch, tmp_path, capsys):
+    for count, last in enumerate((0.7, 0.5, 0.6), start=1):
+        make_run(tmp_path, "tanh", count, [0.1, last + 0.05, last], data_dir=f"/{count}")
+    make_run(tmp_path, "cos", 1, [0.2, 0.3, 0.4])
+    half = make_run(tmp_path, "cos", 2, [0.2, 0.99])
+    begun = make_run(tmp_path, "step", 1, [])
+    (begun / "log.csv").unlink()
+    summarize(monkeypatch, tmp_path, "--picture", tmp_path / "summary.png")
+    out = capsys.readouterr().out
+    assert "| tanh | 3 | 60.00 (50.00 to 70.00) | 65.00 (55.00 to 75.00) |\n" in out
+    assert "| cos | 1 | 40.00 (40.00 to 40.00) | 40.00 (40.00 to 40.00) |\n" in out
+    assert "| step" not in out
+    assert f"{half}: 2 of 3 epochs\n" in out and f"{begun}: 0 of 3 epochs\n" in out
+    assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_summary_refuses_runs_of_different_settings(monkeypatch, tmp_path):
+    make_run(tmp_path, "tanh", 1, [0.1, 0.2, 0.3], batch_size=128)
+    other = make_run(tmp_path, "cos", 1, [0.1, 0.2, 0.3], batch_size=64)
+    with pytest.raises(SystemExit, match=r"--batch_size is 64 in .*cos_1 and 128 in .*tanh_1"):
+        summarize(monkeypatch, tmp_path)
+    shutil.rmtree(other)
+    make_run(tmp_path, "step", 1, [0.1, 0.2, 0.3], batch_size=128, script="ResNet_keras.py")
+    with pytest.raises(SystemExit, match="step_1 is a run of ResNet_keras.py"):
+        summarize(monkeypatch, tmp_path)
+    with pytest.raises(SystemExit, match="holds no runs"):
+        summarize(monkeypatch, tmp_path / "ResNet-8_cifar10")
+
+
+def train_all(folder, *options):
+    """Run run_training.sh of a folder with the Python of the tests."""
+    (folder / "bin").mkdir(exist_ok=True)
+    if not (folder / "bin" / "python").exists():
+        (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (folder / "bin" / "python").chmod(0o755)
+    return subprocess.run(
+        ["bash", "run_training.sh", *map(str, options)],
+        cwd=folder,
+        env=os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_experiment_goes_on_where_it_was_stopped(tmp_path):
+    """With a ResNet.py that notes its options, and is killed in the middle of its third run."""
+    for name in ("run_training.sh", "summary.py"):
+        shutil.copy(ROOT / "htd" / name, tmp_path)
+    (tmp_path / "ResNet.py").write_text(
+        """
+import json, os, pathlib, signal, sys
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+with open("calls.txt", "a") as file:
+    print(*sys.argv[1:], file=file)
+name = f"ResNet-8_{options['--dataset']}", f"{options['--scheduler']}_{options['--count']}"
+run = pathlib.Path(options["--log_dir"], *name)
+assert ("--resume" in options) == run.exists()
+run.mkdir(parents=True, exist_ok=True)
+args = {"script": "ResNet.py", "scheduler": options["--scheduler"], "epochs": 1}
+(run / "args.json").write_text(json.dumps(args))
+if len(open("calls.txt").readlines()) == 3:
+    os.kill(os.getpid(), signal.SIGKILL)
+(run / "log.csv").write_text("epoch,val_accuracy\\n0,0.5\\n")
+(run / "model.keras").touch()
+"""
+    )
+    options = "--datasets", "cifar10", "--runs=2", "--stack_n", 1, "--epochs", 1
+    stopped = train_all(tmp_path, *options)
+    assert stopped.returncode != 0 and "|" not in stopped.stdout
+    done = train_all(tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    order = [tuple(call.split()[1:6:2]) for call in calls]
+    schedulers = ("step", "cos", "tanh", "tanh", "step", "cos", "tanh")
+    counts = "1111222"
+    assert order == [(name, "cifar10", count) for name, count in zip(schedulers, counts)]
+    assert [call.endswith("--epochs 1 --stack_n 1 --log_dir runs/htd") for call in calls] == [
+        True
+    ] * 7
+    assert [i for i, call in enumerate(calls) if "--resume" in call] == [3]
+    assert "| tanh | 2 | 50.00 (50.00 to 50.00) |" in done.stdout
+    assert (tmp_path / "runs" / "htd" / "summary.png").exists()
+
+
+@pytest.mark.slow
+def test_experiment_with_real_training(tmp_path):
+    copy("ResNet", tmp_path, images=640)
+    for name in ("run_training.sh", "summary.py"):
+        shutil.copy(ROOT / "htd" / name, tmp_path)
+    options = "--datasets", "synthetic", "--stack_n", 1, "--epochs", 2, "--runs", 2
+    done = train_all(tmp_path, *options, "--schedulers", "cos tanh")
+    assert done.returncode == 0, done.stderr
+    assert "| cos | 2 | " in done.stdout and "| tanh | 2 | " in done.stdout
+    logs = {
+        path.parent.name: path.read_text()
+        for path in tmp_path.glob("runs/htd/ResNet-8_synthetic/*/log.csv")
+    }
+    assert len(logs) == 4 and logs["cos_1"] != logs["cos_2"]  # the count is a seed
