@@ -41,7 +41,7 @@ CLASS_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".spli
 STATISTICS = {
     "cifar10": ((125.307, 122.95, 113.865), (62.9932, 62.0887, 66.7048)),
     "cifar100": ((129.304, 124.070, 112.434), (68.170, 65.392, 70.418)),
-    "synthetic": ((127.999, 132.517, 128.461), (69.533, 71.561, 72.738)),
+    "synthetic": ((128.003, 132.500, 128.455), (69.522, 71.572, 72.792)),
 }
 
 # ------------------------------------------------------------------------------------------ options
@@ -190,14 +190,16 @@ def synthetic_images(count, seed):
     A class is a pattern of 4x4 coloured patches. Images show it shifted, mirrored, brighter or
     darker and under noise, so that a network has something to learn.
     """
-    patterns = np.random.default_rng(0).integers(40, 216, (10, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
+    patterns = np.random.default_rng(0).integers(40, 216, (10, 4, 4, 3)).astype(np.float32)
+    patterns = patterns.repeat(8, axis=1).repeat(8, axis=2)
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 10, count, np.int32)
     shift = rng.integers(-4, 5, (2, count, 1)) + np.arange(32)
     shift[1, ::2] = shift[1, ::2, ::-1]
     rows, columns = shift % 32
     images = patterns[labels[:, None, None], rows[:, :, None], columns[:, None, :]]
-    images = images + rng.normal(0, 40, (count, 1, 1, 1)) + rng.normal(0, 40, images.shape)
+    images += rng.normal(0, 40, (count, 1, 1, 1))
+    images += 40 * rng.standard_normal(images.shape, np.float32)
     return images.clip(0, 255).astype(np.uint8), labels
 
 
