@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 
@@ -54,13 +55,23 @@ def test_table_csv_and_picture(benchmark, tmp_path):
     assert len(done.stdout.splitlines()) == 3  # the machine, the header, one row
 
 
-def test_comparison(benchmark, tmp_path):
-    script = "1_Lecun_Network/LeNet_keras.py"
-    (tmp_path / "peer.py").write_text(
-        f"print('starting'); print({json.dumps({'images_per_s': 1e-3, 'peak_rss_mb': 10**9})!r})"
+def test_comparison_takes_turns_and_quotes_ratios(monkeypatch, tmp_path, capfd):
+    rates = iter([2.0, 8.0, 6.0])
+    monkeypatch.setattr(
+        throughput, "in_new_process", lambda *_: {"images_per_s": next(rates), "peak_rss_mb": 100}
     )
-    options = ["--seconds", "0.2", "--repeats", "1", script, "--compare"]
-    done = benchmark(*options, f"{sys.executable} peer.py")
-    *_, rates, memory = done.stdout.splitlines()
-    assert rates.startswith("images_per_s: ours / theirs ") and float(rates.split()[4]) > 1e3
-    assert memory.startswith("peak_rss_mb: ours / theirs ") and float(memory.split()[4]) < 1e-3
+    peer = tmp_path / "peer.py"
+    peer.write_text(
+        f"print('starting'); print({json.dumps({'images_per_s': 2.0, 'peak_rss_mb': 200})!r})"
+    )
+    command = shlex.join([sys.executable, str(peer)])
+    throughput.compare("LeNet_keras.py", "float32", 1, 3, command)
+    *pairs, rate, memory = capfd.readouterr().out.splitlines()
+    assert [pair.split()[1] for pair in pairs] == ["2.00", "8.00", "6.00"]
+    assert rate == "images_per_s: ours / theirs 3.000 (1.000 to 4.000)"
+    assert memory == "peak_rss_mb: ours / theirs 0.500 (0.500 to 0.500)"
+
+    rates = iter([2.0])
+    peer.write_text("print('no figures')")
+    with pytest.raises(SystemExit, match="prints no JSON line with images_per_s"):
+        throughput.compare("LeNet_keras.py", "float32", 1, 3, command)

@@ -326,7 +326,12 @@ def test_grouped_convolution_is_exported_as_the_stock_layer():
     layer = stock.get_layer("stage1_block1_conv2")
     assert type(layer) is layers.Conv2D and layer.groups == 3
     x = RNG.integers(0, 256, (2, 32, 32, 3))
-    np.testing.assert_allclose(model(x), stock(x), rtol=1e-4)
+    # Before the softmax, which with such weights is 0 or 1 whatever the groups do.
+    ours, theirs = (
+        keras.Model(network.input, network.get_layer("pool").output)(x)
+        for network in (model, stock)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("name, dropouts", [("NiN", 2), ("NiN_bn", 2), ("VGG19", 2)])

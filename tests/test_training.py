@@ -28,6 +28,8 @@ SMALL = {
     "ResNeXt_keras": (320, 3, 0.5, ["--batch_size", 16, "--cardinality", 2, "--base_width", 4]),
     "SENet_keras": (320, 3, 0.4, ["--batch_size", 16, "--cardinality", 2, "--base_width", 4]),
 }
+# Other scripts that run contain all that these do.
+SLOW_ALONE = ["LeNet_dp_keras", "LeNet_dp_da_keras", "ResNeXt_keras"]
 FILES = {"args.json", "log.csv", "train", "validation", "last.keras", "model.keras"}
 PICTURES = {"curves.png", "confusion.png"}
 
@@ -62,7 +64,7 @@ def params(names, slow):
     return [pytest.param(n, marks=[pytest.mark.slow] if n in slow else []) for n in names]
 
 
-@pytest.mark.parametrize("name", params(SCRIPTS, slow=["LeNet_dp_keras", "LeNet_dp_da_keras"]))
+@pytest.mark.parametrize("name", params(SCRIPTS, slow=SLOW_ALONE))
 def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_path):
     images, epochs, least, options = SMALL.get(name, (5000, 3, 0.5, []))
     script = copy(name, tmp_path, images)
