@@ -410,8 +410,8 @@ def scheduler(epoch, epochs=200):
 class FusedSGD(keras.optimizers.SGD):
     """SGD with Nesterov momentum by TensorFlow's one fused operation for each variable.
 
-    Keras' own takes a dozen: for DenseNet's 300 variables that is a third of the graph, which takes
-    seconds to build before the first step.
+    Keras' own takes several, which adds up to much of the graph that TensorFlow has to build
+    before the first step.
     """
 
     def update_step(self, gradient, variable, learning_rate):

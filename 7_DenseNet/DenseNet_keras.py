@@ -297,8 +297,8 @@ class FusedBatchNormalization(layers.BatchNormalization):
 
     Same variables and results as the Keras layer it derives from, which computes them with a
     dozen elementwise operations; but the moving variance is that of unbiased variances. On CPUs
-    the operation takes up to five times as long where channels are no multiple of 16, as nearly
-    everywhere in DenseNet; there normalize_pixel_groups does it.
+    the operation takes several times as long where channels are no multiple of 16, as in most of
+    DenseNet's layers; there normalize_pixel_groups does it.
     """
 
     def call(self, inputs, training=False):
@@ -514,8 +514,8 @@ def scheduler(epoch, epochs=300):
 class FusedSGD(keras.optimizers.SGD):
     """SGD with Nesterov momentum by TensorFlow's one fused operation for each variable.
 
-    Keras' own takes a dozen: for DenseNet's 300 variables that is a third of the graph, which takes
-    seconds to build before the first step.
+    Keras' own takes several, which adds up to much of the graph that TensorFlow has to build
+    before the first step.
     """
 
     def update_step(self, gradient, variable, learning_rate):
