@@ -735,8 +735,8 @@ def main():
         sys.exit(f"Interrupted. To go on: {command}")
     except OSError as error:  # a full disk, for one
         raise UsageError(f"{error}; mend that and go on with --resume {run}") from error
-    print(f"Test accuracy {accuracy:.4f}, loss {loss:.4f} after epoch {args.epochs}.")
     print(f"Run: {run}")
+    print(f"Test accuracy {accuracy:.4f}, loss {loss:.4f} after epoch {args.epochs}.")
 
 
 if __name__ == "__main__":

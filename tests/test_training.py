@@ -71,12 +71,12 @@ def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_pat
     done = run(script, "--dataset", "synthetic", "--epochs", epochs, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no photographs" in done.stdout
-    *_, result, last = done.stdout.splitlines()
+    *_, where, result = done.stdout.splitlines()
     accuracy, loss = map(float, re.findall(r"(?:accuracy|loss) (\d+\.\d+)", result))
     assert accuracy > least
 
     folder = only_run(tmp_path)
-    assert last == f"Run: {folder}"
+    assert where == f"Run: {folder}"
     assert {path.name for path in folder.iterdir()} == FILES | PICTURES
     log = read_log(folder)
     assert log.dtype.names == (
