@@ -335,7 +335,7 @@ def vgg19(num_classes=10, mean=(0, 0, 0), std=(1, 1, 1)):
     for block, (filters, convolutions) in enumerate(stages, start=1):
         for i in range(1, convolutions + 1):
             conv = f"block{block}_conv{i}"  # as keras.applications.VGG19 names them
-            x = layers.Conv2D(filters, 3, padding="same", name=conv, **WEIGHTS)(x)
+            x = FastConv2D(filters, 3, padding="same", name=conv, **WEIGHTS)(x)
             x = bn_relu(x, conv)
         x = layers.MaxPooling2D(2, name=f"block{block}_pool")(x)  # 16x16, 8x8, 4x4, 2x2, 1x1
     x = layers.Flatten(name="flatten")(x)
@@ -387,6 +387,115 @@ def build_network(args):
     if not (args.resume and Path(args.resume, "last.keras").exists()):
         load_pretrained(model, args.weights)
     return model
+
+
+# -------------------------------------------------------------------------------- fast convolutions
+
+
+class FastConv2D(layers.Conv2D):
+    """A convolution by matrix products, on CPUs in float32, where they are the faster way.
+
+    Same variables as the Keras layer it derives from, and its results but for rounding. Groups of
+    channels, whose kernels are slow on CPUs, are convolutions of their own there.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        if tf.config.list_physical_devices("GPU"):
+            return super().convolution_op(inputs, kernel)
+        slices = tf.split(inputs, self.groups, axis=-1)
+        kernels = tf.split(tf.convert_to_tensor(kernel), self.groups, axis=-1)
+        return tf.concat([self.convolve(x, w) for x, w in zip(slices, kernels)], axis=-1)
+
+    def convolve(self, x, kernel):
+        height, width, channels, filters = kernel.shape
+        if x.dtype == tf.float32 and self.strides == (1, 1):
+            if height == width == 1:
+                products = tf.reshape(x, [-1, channels]) @ tf.reshape(kernel, [channels, filters])
+                return tf.reshape(products, [-1, *x.shape[1:3], filters])
+            square = height == width and x.shape[1] == x.shape[2] and self.padding == "same"
+            wide = min(channels, filters) >= 64  # or the tiles cost more than they save
+            if square and wide and height in WINOGRAD_POINTS and x.shape[1] % 4 == 0:
+                return winograd(x, kernel)
+        return tf.nn.conv2d(x, kernel, self.strides, self.padding.upper())
+
+
+# Besides infinity; for each size of kernel.
+WINOGRAD_POINTS = {3: (0, 1, -1, 2, -2), 5: (0, 1, -1, 2, -2, 0.5, -0.5)}
+
+
+@tf.custom_gradient
+def winograd(x, kernel):
+    """Convolve x with kernel, stride 1 and padding "same", in fewer multiplications.
+
+    x is (batch, size, size, channels) float32, size a multiple of 4; kernel is (r, r, channels,
+    filters), r 3 or 5; returns (batch, size, size, filters). The map is cut into overlapping tiles
+    of a = r + 3 pixels a side, each for 4x4 outputs. Convolving is multiplying polynomials, and
+    for polynomials that are known by their values at a * a points that is one product a point:
+    36 for each channel and filter where 4x4 outputs of a 3x3 kernel take 144, 64 instead of 400
+    for 5x5. All tiles' values at a point times the kernel's are a matrix product. Rounding errors
+    are some five times those of tf.nn.conv2d.
+
+    Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015,
+    https://arxiv.org/abs/1509.09308, section 4: F(4x4, r x r).
+    """
+    size, r, channels, filters = x.shape[1], kernel.shape[0], *kernel.shape[2:]
+    inputs, kernels, outputs = winograd_matrices(size, r)
+    values = kernels @ tf.reshape(kernel, [r * r, channels * filters])
+    values = tf.reshape(values, [-1, channels, filters])
+
+    def gradient(upstream):
+        upstream = to_points(upstream, outputs)
+        x_gradient = from_points(tf.matmul(upstream, values, transpose_b=True), inputs)
+        kernel_gradient = tf.matmul(to_points(x, inputs), upstream, transpose_a=True)
+        kernel_gradient = tf.reshape(kernel_gradient, [-1, channels * filters])
+        kernel_gradient = tf.matmul(kernels, kernel_gradient, transpose_a=True)
+        return x_gradient, tf.reshape(kernel_gradient, kernel.shape)
+
+    return from_points(to_points(x, inputs) @ values, outputs), gradient
+
+
+def winograd_matrices(size, r):
+    """Return what takes a row of pixels, an r x r kernel and a row of outputs to their values.
+
+    float32 matrices of (a * size/4, size), (a * a, r * r) and (a * size/4, size), a = r + 3: the
+    paper's B^T for all tiles of a row, G for both sides of the kernel, and A for all tiles.
+    """
+    points, tiles = np.array(WINOGRAD_POINTS[r]), size // 4
+    a = len(points) + 1  # at infinity the value of a polynomial is its highest coefficient
+    others = [np.delete(points, i) for i in range(a - 1)]
+    values = {k: np.vstack([np.vander(points, k, True), np.eye(k)[-1]]) for k in (r, 4)}
+    kernels = values[r] / np.array([*map(np.prod, points[:, None] - others), 1])[:, None]
+    pixels = np.zeros((a, a))
+    for i, roots in enumerate([*others, points]):
+        pixels[i, : len(roots) + 1] = np.poly(roots)[::-1]
+
+    inputs, outputs = np.zeros((a, tiles, size + r - 1)), np.zeros((a, tiles, size))
+    for tile in range(tiles):
+        inputs[:, tile, 4 * tile : 4 * tile + a] = pixels
+        outputs[:, tile, 4 * tile : 4 * tile + 4] = values[4]
+    inputs = inputs[:, :, r // 2 : -(r // 2)]  # beyond the edges the map is 0
+    inputs, outputs = (np.reshape(rows, (a * tiles, size)) for rows in (inputs, outputs))
+    return [tf.constant(m, tf.float32) for m in (inputs, np.kron(kernels, kernels), outputs)]
+
+
+def to_points(x, matrix):
+    """From (batch, size, size, channels) to (a * a, batch * tiles, channels): matrix x matrix^T."""
+    size, channels, tiles = matrix.shape[1], x.shape[-1], matrix.shape[1] // 4
+    a = matrix.shape[0] // tiles
+    x = matrix @ tf.reshape(x, [-1, size, size * channels])
+    x = matrix @ tf.reshape(x, [-1, size, channels])
+    x = tf.transpose(tf.reshape(x, [-1, a, tiles, a, tiles * channels]), [1, 3, 0, 2, 4])
+    return tf.reshape(x, [a * a, -1, channels])
+
+
+def from_points(x, matrix):
+    """The transpose of to_points: from (a * a, batch * tiles, channels) to the maps again."""
+    size, channels, tiles = matrix.shape[1], x.shape[-1], matrix.shape[1] // 4
+    a = matrix.shape[0] // tiles
+    x = tf.transpose(tf.reshape(x, [a, a, -1, tiles, tiles * channels]), [2, 0, 3, 1, 4])
+    x = tf.matmul(matrix, tf.reshape(x, [-1, a * tiles, channels]), transpose_a=True)
+    x = tf.matmul(matrix, tf.reshape(x, [-1, a * tiles, size * channels]), transpose_a=True)
+    return tf.reshape(x, [-1, size, size, channels])
 
 
 # ----------------------------------------------------------------------------------------- training

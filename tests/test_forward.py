@@ -294,7 +294,7 @@ def test_kernels_of_nin_without_batch_normalization_have_mean_0():
 
 @pytest.mark.parametrize("strides", [1, 2])
 def test_grouped_convolution_has_the_gradients_of_a_block_diagonal_one(strides):
-    grouped = resnext.GroupedConv2D(12, 3, strides, "same", groups=3, use_bias=False)
+    grouped = resnext.FastConv2D(12, 3, strides, "same", groups=3, use_bias=False)
     grouped.build((None, 8, 8, 6))
     assert grouped.kernel.shape == (3, 3, 2, 12)
     x = tf.constant(RNG.normal(size=(2, 8, 8, 6)).astype("float32"))

@@ -1,0 +1,117 @@
+"""FastConv2D is Keras' convolution, and goes the fast way where there is one."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import load
+from keras import layers
+from reference import RNG
+
+script = load("ResNet_keras")
+
+
+def numbers(*shape):
+    return RNG.normal(size=shape)
+
+
+def operations(layer, x):
+    """Return the types of the operations that layer makes of x."""
+    graph = tf.function(layer).get_concrete_function(x).graph
+    return {operation.type for operation in graph.get_operations()}
+
+
+FAST = [
+    # size, channels, filters, options
+    (16, 64, 70, {"kernel_size": 3}),
+    (4, 70, 64, {"kernel_size": 3, "activation": "relu"}),
+    (8, 64, 64, {"kernel_size": 5}),
+    (8, 128, 192, {"kernel_size": 3, "groups": 2, "use_bias": False}),
+    (7, 6, 9, {"kernel_size": 1, "padding": "valid"}),
+    (7, 6, 9, {"kernel_size": 1, "groups": 3}),
+]
+DIRECT = [
+    (8, 64, 64, {"kernel_size": 3, "strides": 2}),
+    (8, 64, 64, {"kernel_size": 3, "padding": "valid"}),
+    (8, 64, 64, {"kernel_size": (3, 5)}),
+    (8, 64, 64, {"kernel_size": 7}),
+    (8, 3, 64, {"kernel_size": 3}),
+    (2, 64, 64, {"kernel_size": 3}),
+    (8, 6, 9, {"kernel_size": 1, "strides": 2}),
+]
+
+
+@pytest.mark.parametrize(
+    "size, channels, filters, options, direct",
+    [(*case, False) for case in FAST] + [(*case, True) for case in DIRECT],
+)
+def test_fast_convolution_equals_the_stock_layer(size, channels, filters, options, direct):
+    options = {"padding": "same", "bias_initializer": "random_normal"} | options
+    x = tf.constant(numbers(3, size, size, channels), tf.float32)
+    results = []
+    stock = layers.Conv2D(filters, **options)
+    ours = script.FastConv2D(filters, **options)
+    for layer in (stock, ours):
+        layer.build(x.shape)
+        layer.set_weights(stock.get_weights())
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(y**2)
+        results.append([y, *tape.gradient(loss, [x, *layer.trainable_weights])])
+    for expected, result in zip(*results):
+        np.testing.assert_allclose(result, expected, atol=1e-4 * np.std(expected))
+    assert ("Conv2D" in operations(ours, x)) == direct
+
+
+@pytest.mark.parametrize("r, size", [(3, 4), (3, 32), (5, 8)])
+def test_winograd_rounds_little_more_than_the_direct_convolution(r, size):
+    values = numbers(4, size, size, 64), numbers(r, r, 64, 48), numbers(4, size, size, 48)
+
+    def run(convolve, dtype):
+        x, kernel, upstream = (tf.constant(value, dtype) for value in values)
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            y = convolve(x, kernel)
+        return [y, *tape.gradient(y, [x, kernel], upstream)]
+
+    exact = run(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"), tf.float64)
+    for a, b in zip(exact, run(script.winograd, tf.float32)):
+        assert np.std(np.subtract(a, b)) < 1e-5 * np.std(a)
+
+
+def test_winograd_matrices_are_the_papers():
+    """Section 4.3 of the paper prints those of F(4x4, 3x3), the points in the same order."""
+    pixels = [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+    kernel = (
+        np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+    )
+    output = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+    inputs, kernels, outputs = (m.numpy() for m in script.winograd_matrices(12, 3))
+    np.testing.assert_allclose(inputs.reshape(6, 3, 12)[:, 1, 3:9], pixels)
+    np.testing.assert_allclose(kernels, np.kron(kernel, kernel), rtol=1e-6)
+    np.testing.assert_allclose(outputs.reshape(6, 3, 12)[:, 1, 4:8], np.transpose(output))
+
+
+def test_fast_convolution_leaves_gpus_and_half_precision_alone(monkeypatch):
+    x = tf.zeros((2, 8, 8, 64))
+    half = script.FastConv2D(64, 3, padding="same", dtype="mixed_bfloat16")
+    assert "Conv2D" in operations(half, x)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda device_type: [device_type])
+    for options in {"kernel_size": 3}, {"kernel_size": 1}, {"kernel_size": 3, "groups": 4}:
+        layer = script.FastConv2D(64, padding="same", **options)
+        assert operations(layer, x).isdisjoint({"MatMul", "BatchMatMulV2", "Split"})
+
+
+def test_wide_resnet_trains_on_matrix_products():
+    """The batch's size is not known when Keras builds the network."""
+    network = load("Wide_ResNet_keras").wide_residual_network(10, 4)
+    layer = network.get_layer("stage1_block1_conv2")
+    assert network.output.shape == (None, 10)
+    assert "Conv2D" not in operations(layer, tf.zeros((2, 32, 32, 64)))
