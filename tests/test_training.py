@@ -20,7 +20,7 @@ from conftest import ROOT, SCRIPTS, command, copy, load, only_run, run
 SMALL = {
     "ResNet_keras": (1280, 3, 0.5, ["--batch_size", 32, "--stack_n", 1]),
     "ResNet": (1280, 3, 0.5, ["--batch_size", 32, "--stack_n", 1]),
-    "Network_in_Network_keras": (1280, 3, 0.2, ["--batch_size", 32]),
+    "Network_in_Network_keras": (1280, 5, 0.3, ["--batch_size", 64, "--seed", 1]),
     "Network_in_Network_bn_keras": (640, 4, 0.4, ["--batch_size", 16]),
     "Vgg19_keras": (640, 2, 0.2, ["--batch_size", 16, "--weights", "none"]),
     "Wide_ResNet_keras": (1280, 3, 0.5, ["--batch_size", 32, "--depth", 10, "--width", 1]),
