@@ -15,6 +15,7 @@ tensorflow, keras, numpy, matplotlib and tensorboard.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -115,16 +116,19 @@ def parse_shared_args(parser, batch_size, epochs):
     return args
 
 
-def warn_if_emulated(precision):
-    """Say on stderr that the processor has no instructions for precision, which makes it slow."""
-    if precision == "float32" or tf.config.list_physical_devices("GPU"):
-        return
-    cpuinfo = Path("/proc/cpuinfo")  # only Linux has it; elsewhere the CPU is not known
+@functools.cache
+def emulated(dtype):
+    """Whether the processor has no instructions for "bfloat16" or "float16", which makes it slow.
+
+    With a GPU that does not matter. What a processor has is read from Linux' /proc/cpuinfo;
+    elsewhere bfloat16 counts as native.
+    """
+    if dtype == "float32" or tf.config.list_physical_devices("GPU"):
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
     flags = {"avx512_bf16", "amx_bf16", "bf16"}
-    native = not cpuinfo.exists() or not flags.isdisjoint(cpuinfo.read_text().split())
-    if precision == "mixed_float16" or not native:
-        slow = f"Warning: this processor emulates {precision}: float32 is several times as fast."
-        print(slow, file=sys.stderr)
+    lacking = cpuinfo.exists() and flags.isdisjoint(cpuinfo.read_text().split())
+    return dtype == "float16" or lacking
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -272,6 +276,38 @@ def normalize(x, mean, std):
     return layers.Reshape((32, 32, 3), name="pixels")(x)
 
 
+class NativeConv2D(layers.Conv2D):
+    """A convolution in float32 where the processor only emulates the numbers asked for.
+
+    Their products are exact in float32, so only the sums are rounded otherwise.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        dtype = "float32" if emulated(self.compute_dtype) else self.compute_dtype
+        outputs = super().convolution_op(tf.cast(inputs, dtype), tf.cast(kernel, dtype))
+        return tf.cast(outputs, self.compute_dtype)
+
+    def call(self, inputs):
+        outputs = self.convolution_op(inputs, self.kernel)
+        if self.use_bias:
+            outputs = add_bias(outputs, tf.convert_to_tensor(self.bias))
+        return self.activation(outputs)
+
+
+@tf.custom_gradient
+def add_bias(x, bias):
+    """Add (filters,) bias to (batch, height, width, filters) x; its gradient is a sum in float32.
+
+    On CPUs that of tf.nn.bias_add adds up in bfloat16, where 256 + 1 is 256.
+    """
+
+    def gradient(upstream):
+        total = tf.raw_ops.BiasAddGrad(out_backprop=tf.cast(upstream, tf.float32))
+        return upstream, tf.cast(total, bias.dtype)
+
+    return tf.nn.bias_add(x, bias), gradient
+
+
 def lenet(num_classes=10, mean=(0, 0, 0), std=(1, 1, 1)):
     """LeNet-5 (1998, section II.B) with colour, ReLU, max pooling and softmax: 62,006 parameters.
 
@@ -281,9 +317,9 @@ def lenet(num_classes=10, mean=(0, 0, 0), std=(1, 1, 1)):
     weights = {"kernel_initializer": "he_normal"}
     inputs = layers.Input((32, 32, 3), name="image")
     x = normalize(inputs, mean, std)
-    x = layers.Conv2D(6, 5, activation="relu", name="conv1", **weights)(x)  # 28x28x6
+    x = NativeConv2D(6, 5, activation="relu", name="conv1", **weights)(x)  # 28x28x6
     x = layers.MaxPooling2D(2, name="pool1")(x)  # 14x14x6
-    x = layers.Conv2D(16, 5, activation="relu", name="conv2", **weights)(x)  # 10x10x16
+    x = NativeConv2D(16, 5, activation="relu", name="conv2", **weights)(x)  # 10x10x16
     x = layers.MaxPooling2D(2, name="pool2")(x)  # 5x5x16
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(120, activation="relu", name="dense1", **weights)(x)
@@ -487,7 +523,9 @@ def main():
         return
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
-    warn_if_emulated(args.precision)
+    if emulated(keras.config.dtype_policy().compute_dtype):
+        slow = f"Warning: this processor has no {args.precision.removeprefix('mixed_')}: "
+        print(slow + "float32 is faster.", file=sys.stderr)
     (x_train, y_train), (x_test, y_test) = load_data(args.dataset, args.data_dir)
     steps_per_epoch = len(x_train) // args.batch_size
     if not steps_per_epoch:

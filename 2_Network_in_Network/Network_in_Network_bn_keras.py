@@ -16,6 +16,7 @@ numpy, matplotlib and tensorboard.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -116,16 +117,19 @@ def parse_shared_args(parser, batch_size, epochs):
     return args
 
 
-def warn_if_emulated(precision):
-    """Say on stderr that the processor has no instructions for precision, which makes it slow."""
-    if precision == "float32" or tf.config.list_physical_devices("GPU"):
-        return
-    cpuinfo = Path("/proc/cpuinfo")  # only Linux has it; elsewhere the CPU is not known
+@functools.cache
+def emulated(dtype):
+    """Whether the processor has no instructions for "bfloat16" or "float16", which makes it slow.
+
+    With a GPU that does not matter. What a processor has is read from Linux' /proc/cpuinfo;
+    elsewhere bfloat16 counts as native.
+    """
+    if dtype == "float32" or tf.config.list_physical_devices("GPU"):
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
     flags = {"avx512_bf16", "amx_bf16", "bf16"}
-    native = not cpuinfo.exists() or not flags.isdisjoint(cpuinfo.read_text().split())
-    if precision == "mixed_float16" or not native:
-        slow = f"Warning: this processor emulates {precision}: float32 is several times as fast."
-        print(slow, file=sys.stderr)
+    lacking = cpuinfo.exists() and flags.isdisjoint(cpuinfo.read_text().split())
+    return dtype == "float16" or lacking
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -284,8 +288,9 @@ class FusedBatchNormalization(layers.BatchNormalization):
         if training and tf.distribute.get_strategy().num_replicas_in_sync > 1:
             return super().call(inputs, training=training)  # can average over several GPUs
         training = bool(training and self.trainable)
+        x = tf.cast(inputs, "float32") if emulated(self.compute_dtype) else inputs
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
+            x=x,
             scale=self.gamma,
             offset=self.beta,
             mean=self.moving_mean,
@@ -297,7 +302,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
         if training:
             self.moving_mean.assign(mean)
             self.moving_variance.assign(variance)
-        return outputs
+        return tf.cast(outputs, self.compute_dtype)
 
 
 WEIGHTS = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(1e-4)}
@@ -357,15 +362,18 @@ class FastConv2D(layers.Conv2D):
     """A convolution by matrix products, on CPUs in float32, where they are the faster way.
 
     Same variables as the Keras layer it derives from, and its results but for rounding. Groups of
-    channels, whose kernels are slow on CPUs, are convolutions of their own there.
+    channels, whose kernels are slow on CPUs, are convolutions of their own there. Numbers that
+    the processor would emulate are float32 on the way, in which their products are exact.
     """
 
     def convolution_op(self, inputs, kernel):
         if tf.config.list_physical_devices("GPU"):
             return super().convolution_op(inputs, kernel)
-        slices = tf.split(inputs, self.groups, axis=-1)
-        kernels = tf.split(tf.convert_to_tensor(kernel), self.groups, axis=-1)
-        return tf.concat([self.convolve(x, w) for x, w in zip(slices, kernels)], axis=-1)
+        dtype = "float32" if emulated(self.compute_dtype) else self.compute_dtype
+        slices = tf.split(tf.cast(inputs, dtype), self.groups, axis=-1)
+        kernels = tf.split(tf.cast(kernel, dtype), self.groups, axis=-1)
+        outputs = [self.convolve(x, w) for x, w in zip(slices, kernels)]
+        return tf.cast(tf.concat(outputs, axis=-1), self.compute_dtype)
 
     def convolve(self, x, kernel):
         height, width, channels, filters = kernel.shape
@@ -380,7 +388,7 @@ class FastConv2D(layers.Conv2D):
         return tf.nn.conv2d(x, kernel, self.strides, self.padding.upper())
 
 
-# Besides infinity; for each size of kernel.
+# Besides infinity, for each size of kernel.
 WINOGRAD_POINTS = {3: (0, 1, -1, 2, -2), 5: (0, 1, -1, 2, -2, 0.5, -0.5)}
 
 
@@ -401,18 +409,22 @@ def winograd(x, kernel):
     """
     size, r, channels, filters = x.shape[1], kernel.shape[0], *kernel.shape[2:]
     inputs, kernels, outputs = winograd_matrices(size, r)
-    values = kernels @ tf.reshape(kernel, [r * r, channels * filters])
-    values = tf.reshape(values, [-1, channels, filters])
+
+    def kernel_to_points():
+        values = kernels @ tf.reshape(kernel, [r * r, channels * filters])
+        return tf.reshape(values, [-1, channels, filters])
 
     def gradient(upstream):
         upstream = to_points(upstream, outputs)
+        with tf.control_dependencies([upstream]):  # anew: to keep them takes four times the kernel
+            values = kernel_to_points()
         x_gradient = from_points(tf.matmul(upstream, values, transpose_b=True), inputs)
         kernel_gradient = tf.matmul(to_points(x, inputs), upstream, transpose_a=True)
         kernel_gradient = tf.reshape(kernel_gradient, [-1, channels * filters])
         kernel_gradient = tf.matmul(kernels, kernel_gradient, transpose_a=True)
         return x_gradient, tf.reshape(kernel_gradient, kernel.shape)
 
-    return from_points(to_points(x, inputs) @ values, outputs), gradient
+    return from_points(to_points(x, inputs) @ kernel_to_points(), outputs), gradient
 
 
 def winograd_matrices(size, r):
@@ -652,7 +664,9 @@ def main():
         return
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
-    warn_if_emulated(args.precision)
+    if emulated(keras.config.dtype_policy().compute_dtype):
+        slow = f"Warning: this processor has no {args.precision.removeprefix('mixed_')}: "
+        print(slow + "float32 is faster.", file=sys.stderr)
     (x_train, y_train), (x_test, y_test) = load_data(args.dataset, args.data_dir)
     steps_per_epoch = len(x_train) // args.batch_size
     if not steps_per_epoch:

@@ -8,16 +8,21 @@ from keras import layers
 from reference import RNG
 
 script = load("ResNet_keras")
+EPSILON = {"bfloat16": 2**-8, "float16": 2**-11}
 
 
 def numbers(*shape):
     return RNG.normal(size=shape)
 
 
+def graph(layer, x):
+    """Return the operations that layer makes of x."""
+    return tf.function(layer).get_concrete_function(x).graph.get_operations()
+
+
 def operations(layer, x):
     """Return the types of the operations that layer makes of x."""
-    graph = tf.function(layer).get_concrete_function(x).graph
-    return {operation.type for operation in graph.get_operations()}
+    return {operation.type for operation in graph(layer, x)}
 
 
 FAST = [
@@ -99,8 +104,60 @@ def test_winograd_matrices_are_the_papers():
     np.testing.assert_allclose(outputs.reshape(6, 3, 12)[:, 1, 4:8], np.transpose(output))
 
 
-def test_fast_convolution_leaves_gpus_and_half_precision_alone(monkeypatch):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "name, layer, options",
+    [
+        ("ResNet_keras", "FastConv2D", {"filters": 6, "kernel_size": 3, "use_bias": False}),
+        ("LeNet_keras", "NativeConv2D", {"filters": 6, "kernel_size": 5, "use_bias": False}),
+        ("ResNet_keras", "FusedBatchNormalization", {}),
+        ("DenseNet_keras", "FusedBatchNormalization", {}),  # of 52 channels, as groups of pixels
+    ],
+)
+def test_emulated_numbers_are_float32_on_the_way(name, layer, options, dtype, monkeypatch):
+    script = load(name)
+    monkeypatch.setattr(script, "emulated", lambda name: name != "float32")
+    x = tf.cast(numbers(4, 8, 8, 52 if name == "DenseNet_keras" else 64), dtype)
+    results = []
+    for policy in f"mixed_{dtype}", "float32":
+        ours = getattr(script, layer)(**options, dtype=policy)
+        ours.build(x.shape)
+        rng = np.random.default_rng(0)
+        values = [tf.cast(rng.uniform(0, 1, w.shape), dtype) for w in ours.weights]
+        ours.set_weights([tf.cast(value, tf.float32) for value in values])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = ours(tf.cast(x, ours.compute_dtype), training=True)
+            assert y.dtype == ours.compute_dtype
+            y = tf.cast(y, dtype)
+        upstream = tf.cast(np.random.default_rng(1).normal(size=y.shape), dtype)
+        results.append([y, *tape.gradient(y, [x, *ours.trainable_weights], upstream)])
+        work = [op for op in graph(ours, x) if op.type in ("Conv2D", "FusedBatchNormV3")]
+        assert {op.get_attr("T") for op in work} == {tf.float32}
+    for half, exact in zip(*results):
+        half, exact = (tf.cast(values, tf.float64) for values in (half, exact))
+        assert np.std(half - exact) < EPSILON[dtype] * np.std(exact)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "name, layer",
+    [("LeNet_keras", "NativeConv2D"), ("Network_in_Network_keras", "BiasedConv2D")],
+)
+def test_gradient_of_a_bias_is_the_whole_sum(name, layer, policy):
+    ours = getattr(load(name), layer)(6, 5, activation="relu", dtype=policy)
+    ours.build((4, 32, 32, 3))
+    ours.bias.assign([1, 2, 3, 4, -1, -2])
+    with tf.GradientTape() as tape:
+        y = ours(tf.zeros((4, 32, 32, 3)))
+        loss = tf.reduce_sum(tf.cast(y, tf.float32))
+    np.testing.assert_array_equal(tf.cast(y[0, 0, 0], tf.float32), [1, 2, 3, 4, 0, 0])
+    np.testing.assert_array_equal(tape.gradient(loss, ours.bias), [4 * 28 * 28] * 4 + [0, 0])
+
+
+def test_fast_convolution_leaves_gpus_and_native_half_precision_alone(monkeypatch):
     x = tf.zeros((2, 8, 8, 64))
+    monkeypatch.setattr(script, "emulated", lambda name: False)
     half = script.FastConv2D(64, 3, padding="same", dtype="mixed_bfloat16")
     assert "Conv2D" in operations(half, x)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda device_type: [device_type])

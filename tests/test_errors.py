@@ -188,18 +188,18 @@ def test_checkpoint_cannot_run_code(unfinished, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_emulated_precision_is_warned_about(monkeypatch, tmp_path, capsys):
+def test_emulated_precisions_are_told_from_native_ones(monkeypatch, tmp_path):
     script, cpuinfo = load("ResNet_keras"), tmp_path / "cpuinfo"
     monkeypatch.setattr(script, "Path", lambda path: cpuinfo)
-    for flags, warned in (
-        ("avx512f avx512_vnni", ["mixed_bfloat16", "mixed_float16"]),
-        ("avx512f avx512_bf16", ["mixed_float16"]),
-        (None, ["mixed_float16"]),
+    emulated = script.emulated.__wrapped__  # without its cache
+    for flags, expected in (
+        ("avx512f avx512_vnni", ["bfloat16", "float16"]),
+        ("avx512f avx512_bf16", ["float16"]),
+        (None, ["float16"]),
     ):
         cpuinfo.unlink(missing_ok=True)
         if flags:
             cpuinfo.write_text(f"flags\t\t: fpu {flags}\n")
-        for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
-            script.warn_if_emulated(precision)
-        lines = capsys.readouterr().err.splitlines()
-        assert [line.split()[4] for line in lines] == [f"{precision}:" for precision in warned]
+        assert [name for name in ("float32", "bfloat16", "float16") if emulated(name)] == expected
+    monkeypatch.setattr(script.tf.config, "list_physical_devices", lambda kind: [kind])
+    assert not emulated("float16")
