@@ -60,7 +60,10 @@ def parse_args():
     network.add_argument("--weights", default="imagenet", help="the .h5 file of Keras' VGG19")
     add("--output", default="predictions.png", help="the picture to save; never overwrites one")
     parser.error = lambda message: sys.exit(f"{parser.prog}: error: {message}")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not Path(args.output).suffix:
+        parser.error(f"--output {args.output}: a picture's name ends in .png or another format's")
+    return args
 
 
 def imagenet_network(weights):
@@ -147,10 +150,11 @@ def draw(path, titles, images, rankings):
     grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 2))
     for (left, right), title, image, ranking in zip(grid, titles, images, rankings):
         left.imshow(image)
-        left.set_title(title, fontsize=9)
+        left.set_title(title, fontsize=9, parse_math=False)  # a file's name may have a $
         left.axis("off")
         names, probabilities = zip(*ranking)
-        bars = right.barh(names, [100 * p for p in probabilities])
+        bars = right.barh(range(len(names)), [100 * p for p in probabilities])
+        right.set_yticks(range(len(names)), names)  # two of ImageNet's classes are called crane
         right.bar_label(bars, fmt="%.1f %%", padding=3, fontsize=8)
         right.set(xlim=(0, 115), xticks=(0, 25, 50, 75, 100))
         right.invert_yaxis()
@@ -158,7 +162,7 @@ def draw(path, titles, images, rankings):
     try:
         figure.savefig(path, dpi=100)
     except (OSError, ValueError) as error:  # no such folder, or no format for pictures
-        raise UsageError(f"--output {path}: {error}") from error
+        raise UsageError(f"--output {path}: {' '.join(str(error).split())}") from error
 
 
 def unused(path):

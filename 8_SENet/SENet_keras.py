@@ -105,6 +105,7 @@ def parse_shared_args(parser, batch_size, epochs):
     add("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
     add("--resume", type=os.path.abspath, metavar="RUN", help="folder of a run to go on with")
     parser.error = lambda message: sys.exit(f"{parser.prog}: error: {message}")
+    parser.allow_abbrev = False
 
     args, saved = parser.parse_args(), {}
     if args.resume:
@@ -129,6 +130,9 @@ def parse_shared_args(parser, batch_size, epochs):
         parser.error("--data_dir is for cifar10 and cifar100; synthetic reads no files")
     if args.batch_size % args.gpus:
         parser.error(f"--batch_size {args.batch_size} cannot be shared by --gpus {args.gpus}")
+    if args.gpus > 1 and args.precision == "mixed_float16":
+        # Its LossScaleOptimizer looks for overflows among the gradients of the first GPU only.
+        parser.error("--precision mixed_float16 needs --gpus 1 (Keras 3.15): try mixed_bfloat16")
     return args
 
 
@@ -137,7 +141,7 @@ def emulated(dtype):
     """Whether the processor has no instructions for "bfloat16" or "float16", which makes it slow.
 
     With a GPU that does not matter. What a processor has is read from Linux' /proc/cpuinfo;
-    elsewhere bfloat16 counts as native.
+    elsewhere bfloat16 counts as native. float16 counts as native to no processor.
     """
     if dtype == "float32" or tf.config.list_physical_devices("GPU"):
         return False
@@ -416,7 +420,8 @@ class FastConv2D(layers.Conv2D):
     """
 
     def convolution_op(self, inputs, kernel):
-        if tf.config.list_physical_devices("GPU"):
+        usual = self.dilation_rate == (1, 1) and self.data_format == "channels_last"
+        if not usual or tf.config.list_physical_devices("GPU"):
             return super().convolution_op(inputs, kernel)
         dtype = "float32" if emulated(self.compute_dtype) else self.compute_dtype
         slices = tf.split(tf.cast(inputs, dtype), self.groups, axis=-1)
@@ -617,9 +622,13 @@ def new_run(args, name):
     folder = Path(args.log_dir, f"{name}_{args.dataset}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        while (run := folder / time.strftime("%Y-%m-%d_%H-%M-%S")).exists():
-            time.sleep(0.1)  # another run began in this second
-        run.mkdir()
+        while True:
+            run = folder / time.strftime("%Y-%m-%d_%H-%M-%S")
+            try:
+                run.mkdir()
+                break
+            except FileExistsError:  # another run began in this second
+                time.sleep(0.1)
     except OSError as error:
         raise UsageError(f"cannot make {folder} ({error.strerror}): change --log_dir") from error
     options = {key: value for key, value in vars(args).items() if key != "resume"}
@@ -649,8 +658,8 @@ def resume(run, model, steps_per_epoch):
                 state = layer.seed_generator.state
                 state.assign(state + [0, epochs_done * steps_per_epoch])
     if log.exists():  # a kill between log.csv and last.keras leaves a row too many
-        rows = log.read_bytes().splitlines(keepends=True)[: 1 + epochs_done]
-        (run / "writing.csv").write_bytes(b"".join(rows))
+        rows = log.read_bytes().split()[: 1 + epochs_done if epochs_done else 0]
+        (run / "writing.csv").write_bytes(b"".join(row + b"\n" for row in rows))
         os.replace(run / "writing.csv", log)
     return epochs_done
 
@@ -711,6 +720,7 @@ def main():
         return
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
+    keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.json says
     if emulated(keras.config.dtype_policy().compute_dtype):
         slow = f"Warning: this processor has no {args.precision.removeprefix('mixed_')}: "
         print(slow + "float32 is faster.", file=sys.stderr)
@@ -768,6 +778,8 @@ def main():
 if __name__ == "__main__":
     try:
         main()
+    except tf.errors.ResourceExhaustedError:
+        sys.exit(f"{Path(__file__).name}: error: out of memory: lower --batch_size")
     except (UsageError, OSError) as error:
         sys.exit(f"{Path(__file__).name}: error: {error}")
     except KeyboardInterrupt:

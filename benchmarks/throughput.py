@@ -158,6 +158,7 @@ def measure(configuration, precision, seconds, repeats, started):
             ]
             from_pipeline, from_memory = zip(*rates)
             variables = model.trainable_variables
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             result.update(
                 network=model.name,
                 script=path.name,
@@ -171,7 +172,7 @@ def measure(configuration, precision, seconds, repeats, started):
                 in_memory=statistics.median(from_memory),
                 # Of the pairs of neighbouring blocks, since the machine's speed drifts.
                 pipeline_cost=1 - statistics.median(a / b for a, b in rates),
-                peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                peak_rss_mb=peak // (2**20 if sys.platform == "darwin" else 1024),
             )
             raise Measured
 
@@ -194,8 +195,8 @@ def measure(configuration, precision, seconds, repeats, started):
             script.main()
         except Measured:
             return result
-        except (script.UsageError, SystemExit) as error:  # of no class that the parent knows
-            raise RuntimeError(str(error)) from None
+        except (Exception, SystemExit) as error:  # of a class that the parent may not know
+            raise RuntimeError((str(error) or type(error).__name__).splitlines()[0]) from None
 
 
 def complete(row, limit):

@@ -20,6 +20,10 @@ while (($#)); do
         -n | --stack_n) stack_n=${2:?"$1 needs a value"} && shift 2 ;;
         --log_dir) log_dir=${2:?"$1 needs a value"} && shift 2 ;;
         -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit ;;
+        -n?* | -[dsc]* | --dataset | --scheduler | --count | --resume)
+            echo "$0: error: not $1 but --stack_n, --datasets, --schedulers or --runs" >&2
+            exit 1
+            ;;
         *) options+=("$1") && shift ;;
     esac
 done

@@ -38,6 +38,7 @@ DIRECT = [
     (8, 64, 64, {"kernel_size": 3, "strides": 2}),
     (8, 64, 64, {"kernel_size": 3, "padding": "valid"}),
     (8, 64, 64, {"kernel_size": (3, 5)}),
+    (8, 64, 64, {"kernel_size": 3, "dilation_rate": 2}),
     (8, 64, 64, {"kernel_size": 7}),
     (8, 3, 64, {"kernel_size": 3}),
     (2, 64, 64, {"kernel_size": 3}),

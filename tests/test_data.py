@@ -1,9 +1,12 @@
 """Reading images and making batches of them."""
 
+import sys
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import load
+from conftest import load, only_run
 
 script = load("ResNet_keras")
 FILES = {
@@ -38,6 +41,18 @@ def test_binary_version_is_read(binary):
         for channel in range(3):
             plane = record[1024 * channel : 1024 * (channel + 1)]
             np.testing.assert_array_equal(image[:, :, channel].ravel(), plane)
+
+
+def test_whole_run_on_a_binary_version(binary, tmp_path, monkeypatch):
+    dataset, folder, *_ = binary
+    options = ["--dataset", dataset, "--data_dir", str(folder), "--batch_size", "5000", "-e", "1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["LeNet_keras.py", *options])
+    load("LeNet_keras").main()
+    run = only_run(tmp_path)
+    model = keras.models.load_model(run / "model.keras")
+    assert model.output_shape == (None, script.NUM_CLASSES[dataset])
+    assert (run / "confusion.png").exists() and (run / "curves.png").exists()
 
 
 def test_unusable_files_are_named(binary):

@@ -67,9 +67,14 @@ def error_of(monkeypatch, tmp_path, capfd):
         ("LeNet_keras", ["--epochs", 0], "--epochs: 0 is not a whole number"),
         ("LeNet_keras", ["--dataset", "mnist"], "(choose from cifar10, cifar100, synthetic)"),
         ("LeNet_keras", ["--precision", "int8"], "(choose from float32, mixed_bfloat16"),
-        ("LeNet_keras", ["--epoch_count", 3], "unrecognized arguments: --epoch_count 3"),
+        ("LeNet_keras", ["--epoch", 3], "unrecognized arguments: --epoch 3"),
         ("LeNet_keras", ["--seed", -1], "--seed must be a whole number from 0"),
         ("LeNet_keras", ["--gpus", 3], "--batch_size 128 cannot be shared by --gpus 3"),
+        (
+            "LeNet_keras",
+            ["--gpus", 2, "--precision", "mixed_float16"],
+            "--precision mixed_float16 needs --gpus 1",
+        ),
         ("LeNet_keras", ["--data_dir", "x", "--dataset", "synthetic"], "--data_dir is for cifar10"),
         ("LeNet_keras", ["--data_dir", "nowhere"], "nowhere/data_batch_1.bin is missing"),
         ("LeNet_keras", ["--resume", "nowhere"], "nowhere: not the folder of a run of this script"),
@@ -167,9 +172,22 @@ def test_resume_of_something_else(error_of, unfinished, tmp_path):
         assert "not the folder of a run of this script" in error_of(
             "LeNet_keras", "--resume", folder
         )
-    for option, value in (("epochs", "many"), ("batch_size", -1), ("colour", "red")):
+    for option, value in (("epochs", "many"), ("batch_size", -1), ("colour", "red"), ("epoch", 1)):
         (folder / "args.json").write_text(json.dumps(options | {option: value}))
         assert option in error_of("LeNet_keras", "--resume", folder)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r\r\n"])  # the last is CSVLogger's on Windows
+def test_resume_keeps_the_rows_of_finished_epochs(unfinished, tmp_path, newline):
+    script, folder = load("LeNet_keras"), copied(unfinished, tmp_path)
+    header, row = (unfinished / "log.csv").read_text().split()
+    (folder / "log.csv").write_text(newline.join([header, row, "1,0.5", ""]), newline="")
+    model = script.multi_gpu_model(script.lenet, 1)
+    assert script.resume(folder, model, 39) == 1
+    assert (folder / "log.csv").read_text() == f"{header}\n{row}\n"
+    (folder / "last.keras").unlink()
+    assert script.resume(folder, model, 39) == 0
+    assert (folder / "log.csv").read_text() == ""  # CSVLogger then writes a whole header
 
 
 def test_checkpoint_cannot_run_code(unfinished, tmp_path):

@@ -121,6 +121,22 @@ def train_all(folder, *options):
     )
 
 
+@pytest.mark.parametrize("option", ["--dataset", "-d", "--scheduler=cos", "-c2", "-n5", "--resume"])
+def test_options_that_the_experiment_sets_itself_are_refused(tmp_path, option):
+    shutil.copy(ROOT / "htd" / "run_training.sh", tmp_path)
+    done = train_all(tmp_path, option, "x")
+    assert done.returncode == 1 and f"not {option.split('=')[0]} but --stack_n" in done.stderr
+
+
+def test_second_run_of_one_count_is_refused(tmp_path):
+    options = {"dataset": "cifar10", "scheduler": "cos", "count": 2, "resume": None}
+    args = argparse.Namespace(log_dir=str(tmp_path), **options)
+    folder = resnet.new_run(args, "ResNet-8")
+    assert folder == tmp_path / "ResNet-8_cifar10" / "cos_2"
+    with pytest.raises(resnet.UsageError, match="cos_2 is a run already: --resume it"):
+        resnet.new_run(args, "ResNet-8")
+
+
 def test_experiment_goes_on_where_it_was_stopped(tmp_path):
     """With a ResNet.py that notes its options, and is killed in the middle of its third run."""
     for name in ("run_training.sh", "summary.py"):

@@ -46,17 +46,17 @@ def test_resnet_layers_and_feature_maps():
     assert shortcuts == ["stage2_block1_shortcut", "stage3_block1_shortcut"]
 
 
-@pytest.mark.parametrize("filters, strides", [(4, 1), (6, 2)])
-def test_residual_block_is_full_preactivation(filters, strides):
+@pytest.mark.parametrize("filters, strides, first", [(4, 1, False), (6, 2, False), (4, 1, True)])
+def test_residual_block_is_full_preactivation(filters, strides, first):
     inputs = layers.Input((8, 8, 4))
-    block = keras.Model(inputs, resnet.residual_block(inputs, filters, strides, "b"))
+    block = keras.Model(inputs, resnet.residual_block(inputs, filters, strides, "b", first))
     randomize(block)
     layer = {layer.name: layer for layer in block.layers}
     kernel = {name: layer[name].get_weights()[0] for name in layer if "_conv" in name}
 
     x = RNG.normal(size=(2, 8, 8, 4)).astype("float32")
     activated = bn_relu(x, layer["b_1_bn"])
-    shortcut = x
+    shortcut = activated if first else x
     if strides == 2:
         shortcut = conv(activated, layer["b_shortcut"].get_weights()[0], 2)
     y = conv(activated, kernel["b_conv1"], strides)

@@ -119,6 +119,29 @@ def test_picture_that_cannot_be_saved(name, tmp_path):
         prediction.draw(tmp_path / name, ["black"], images, [[("cat", 0.7), ("dog", 0.3)]])
 
 
+def test_classes_of_one_name_have_bars_of_their_own(tmp_path, monkeypatch):
+    figures, save = [], prediction.Figure.savefig
+    monkeypatch.setattr(
+        prediction.Figure,
+        "savefig",
+        lambda *args, **more: figures.append(save(*args, **more) or args[0]),
+    )
+    ranking = [("crane", 0.5), ("crane", 0.3), ("cat", 0.2)]
+    path = tmp_path / "p.png"
+    prediction.draw(path, ["$1_$2.png"], np.zeros((1, 9, 9, 3), np.uint8), [ranking])
+    _, right = figures[0].axes
+    assert [round(bar.get_width()) for bar in right.patches] == [50, 30, 20]
+    assert len({bar.get_y() for bar in right.patches}) == 3
+    assert [label.get_text() for label in right.get_yticklabels()] == ["crane", "crane", "cat"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "result"])
+def test_output_without_a_format_is_refused(name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["Vgg_prediction.py", "cat.jpg", "--output", name])
+    with pytest.raises(SystemExit, match="--output .*ends in .png"):
+        prediction.parse_args()
+
+
 def test_classes_have_their_names():
     assert {k: len(v) for k, v in prediction.CLASS_NAMES.items()} == {
         "cifar10": 10,
