@@ -390,6 +390,23 @@ def test_pretrained_convolutions_see_the_pixels_they_were_trained_on(imagenet_fi
                 np.testing.assert_array_equal(ours, theirs)
 
 
+def test_file_of_pretrained_weights_may_have_the_top_layers(imagenet_file, monkeypatch):
+    path, pretrained = imagenet_file
+
+    def read_file(include_top, weights):
+        if not include_top:
+            raise ValueError("the file has other layers")
+        return pretrained
+
+    model = vgg.vgg19(10, vgg.IMAGENET_MEAN)
+    monkeypatch.setattr(keras.applications, "VGG19", read_file)
+    vgg.load_pretrained(model, str(path))
+    for name in "block1_conv2", "block5_conv4":
+        np.testing.assert_array_equal(
+            model.get_layer(name).get_weights()[0], pretrained.get_layer(name).get_weights()[0]
+        )
+
+
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_recomputed_bottlenecks_train_like_kept_ones(precision, tmp_path):
     images, labels = densenet.synthetic_images(64, seed=1)
