@@ -116,7 +116,7 @@ def parse_shared_args(parser, batch_size, epochs):
     if args.batch_size % args.gpus:
         parser.error(f"--batch_size {args.batch_size} cannot be shared by --gpus {args.gpus}")
     if args.gpus > 1 and args.precision == "mixed_float16":
-        # Its LossScaleOptimizer looks for overflows among the gradients of the first GPU only.
+        # Keras' loss scaling looks for overflows among the gradients of the first GPU only.
         parser.error("--precision mixed_float16 needs --gpus 1 (Keras 3.15): try mixed_bfloat16")
     return args
 
@@ -611,6 +611,7 @@ def resume(run, model, steps_per_epoch):
                 state = layer.seed_generator.state
                 state.assign(state + [0, epochs_done * steps_per_epoch])
     if log.exists():  # a kill between log.csv and last.keras leaves a row too many
+        # split() also takes away the empty lines that CSVLogger leaves on Windows.
         rows = log.read_bytes().split()[: 1 + epochs_done if epochs_done else 0]
         (run / "writing.csv").write_bytes(b"".join(row + b"\n" for row in rows))
         os.replace(run / "writing.csv", log)
