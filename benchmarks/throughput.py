@@ -109,10 +109,11 @@ def multiply_adds(model):
     return total
 
 
-def measure(configuration, precision, seconds, repeats, started):
+def measure(configuration, precision, seconds, repeats, started, from_memory=True):
     """Train a configuration in blocks of so many seconds; return what the table shows of it.
 
-    started is the time.time() at which its process was asked for.
+    started is the time.time() at which its process was asked for. Without from_memory there are
+    blocks from the pipeline only, which takes half the time.
     """
     path, *options = shlex.split(configuration)
     path = locate(path)
@@ -122,7 +123,8 @@ def measure(configuration, precision, seconds, repeats, started):
     spec.loader.exec_module(script)
     if not hasattr(script, "multi_gpu_model"):
         raise RuntimeError("not a training script of this collection")
-    build, stamps, result = script.multi_gpu_model, [], {}
+    build, train_batches = script.multi_gpu_model, script.train_batches
+    stamps, result, arguments_of_pipeline = [], {}, []
 
     class Stamps(script.RunLog):
         """Keeps the ends of steps instead of a log and checkpoints."""
@@ -134,6 +136,10 @@ def measure(configuration, precision, seconds, repeats, started):
 
         def on_epoch_end(self, epoch, logs=None):
             pass
+
+    def kept_batches(*arguments):
+        arguments_of_pipeline.extend(arguments)
+        return train_batches(*arguments)
 
     def timed_model(*arguments):
         model = build(*arguments)
@@ -152,13 +158,23 @@ def measure(configuration, precision, seconds, repeats, started):
                 return len(images) * executed / statistics.median(intervals)
 
             rate = block(pipeline, 3)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            # Epochs of CIFAR's length, or the beginning of the next would weigh too much.
+            x, y, *others = arguments_of_pipeline
+            copies = CIFAR_TRAINING_IMAGES // len(x)
+            x, y = (script.np.concatenate([values] * copies) for values in (x, y))
+            pipeline = train_batches(x, y, *others)
+
             executions = max(3, 1 + round(seconds * rate / (len(images) * executed)))
             rates = [
-                (block(pipeline, executions), block(in_memory, executions)) for _ in range(repeats)
+                (
+                    block(pipeline, executions),
+                    block(in_memory, executions) if from_memory else math.nan,
+                )
+                for _ in range(repeats)
             ]
-            from_pipeline, from_memory = zip(*rates)
+            with_pipeline, without = zip(*rates)
             variables = model.trainable_variables
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             result.update(
                 network=model.name,
                 script=path.name,
@@ -166,10 +182,10 @@ def measure(configuration, precision, seconds, repeats, started):
                 batch_size=len(images),
                 parameters=sum(math.prod(variable.shape) for variable in variables),
                 multiply_adds=multiply_adds(model),
-                images_per_s=statistics.median(from_pipeline),
-                slowest=min(from_pipeline),
-                fastest=max(from_pipeline),
-                in_memory=statistics.median(from_memory),
+                images_per_s=statistics.median(with_pipeline),
+                slowest=min(with_pipeline),
+                fastest=max(with_pipeline),
+                in_memory=statistics.median(without),
                 # Of the pairs of neighbouring blocks, since the machine's speed drifts.
                 pipeline_cost=1 - statistics.median(a / b for a, b in rates),
                 peak_rss_mb=peak // (2**20 if sys.platform == "darwin" else 1024),
@@ -179,7 +195,7 @@ def measure(configuration, precision, seconds, repeats, started):
         model.fit = timed_fit
         return model
 
-    script.RunLog, script.multi_gpu_model = Stamps, timed_model
+    script.RunLog, script.multi_gpu_model, script.train_batches = Stamps, timed_model, kept_batches
     parse_args = script.parse_args
 
     def kept_args():
@@ -252,7 +268,7 @@ def compare(configuration, precision, seconds, repeats, command):
     """Run a configuration and a command in turn; print every pair and the medians' ratios."""
     ratios = {"images_per_s": [], "first_step_s": [], "peak_rss_mb": []}
     for _ in range(repeats):
-        ours = in_new_process(measure, configuration, precision, seconds, 1, time.time())
+        ours = in_new_process(measure, configuration, precision, seconds, 1, time.time(), False)
         try:
             done = subprocess.run(shlex.split(command), stdout=subprocess.PIPE, text=True)
             theirs = json.loads(done.stdout.splitlines()[-1])
