@@ -202,10 +202,14 @@ def synthetic_images(count, seed):
     shift = rng.integers(-4, 5, (2, count, 1)) + np.arange(32)
     shift[1, ::2] = shift[1, ::2, ::-1]
     rows, columns = shift % 32
-    images = patterns[labels[:, None, None], rows[:, :, None], columns[:, None, :]]
-    images += rng.normal(0, 40, (count, 1, 1, 1))
-    images += 40 * rng.standard_normal(images.shape, np.float32)
-    return images.clip(0, 255).astype(np.uint8), labels
+    brightness = rng.normal(0, 40, count)
+    images = np.empty((count, 32, 32, 3), np.uint8)
+    for index in range(count):  # all at once would take ten times the memory, and longer
+        image = patterns[labels[index], rows[index, :, None], columns[index]]
+        image += brightness[index]
+        image += 40 * rng.standard_normal(image.shape, np.float32)
+        images[index] = image.clip(0, 255)
+    return images, labels
 
 
 def train_batches(images, labels, batch_size, seed, initial_epoch, epochs):
