@@ -249,17 +249,23 @@ def draw(rows, path):
 
     figure = Figure(figsize=(11, 1.5 + 0.28 * len(rows)), layout="constrained")
     rates, shares = figure.subplots(1, 2, sharey=True)
-    names = [f"{row['network']}, {row['precision'].removeprefix('mixed_')}" for row in rows]
+    precisions = list(dict.fromkeys(row["precision"].removeprefix("mixed_") for row in rows))
+    names = [row["network"] for row in rows]
+    if len(precisions) > 1:
+        names = [f"{row['network']}, {row['precision'].removeprefix('mixed_')}" for row in rows]
     colours = [f"C{PRECISIONS.index(row['precision'])}" for row in rows]
     places = range(len(rows))
     values = [row["images_per_s"] for row in rows]
-    rates.bar_label(rates.barh(places, values, color=colours), fmt="{:,.0f}", padding=2)
-    rates.set(xscale="log", xlabel="images/s", title="training", yticks=places)
+    labels = [f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in values]
+    rates.bar_label(rates.barh(places, values, color=colours), labels, padding=2)
+    title = "training in " + " and ".join(precisions)
+    rates.set(xscale="log", xlabel="images/s", title=title, yticks=places)
     rates.set_yticklabels(names)
-    rates.set_xlim(right=4 * max(values))
+    rates.set_xlim(min(1, min(values) / 2), 4 * max(values))
     values = [100 * row["share_of_limit"] for row in rows]
     shares.bar_label(shares.barh(places, values, color=colours), fmt="{:.0f}", padding=2)
     shares.set(xlabel="%", title="share of the best matrix product or convolution")
+    shares.set_xlim(right=1.15 * max(values))
     rates.invert_yaxis()
     figure.savefig(path, dpi=120)
 
