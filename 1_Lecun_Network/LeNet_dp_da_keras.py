@@ -121,18 +121,23 @@ def parse_shared_args(parser, batch_size, epochs):
 
 
 @functools.cache
+def processor_flags():
+    """Return the names of what the processor can do, on Linux; elsewhere nothing is known."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+
+
 def emulated(dtype):
     """Whether the processor has no instructions for "bfloat16" or "float16", which makes it slow.
 
-    With a GPU that does not matter. What a processor has is read from Linux' /proc/cpuinfo;
-    elsewhere bfloat16 counts as native. float16 counts as native to no processor.
+    With a GPU that does not matter. float16 counts as native to no processor, bfloat16 to all of
+    which nothing is known.
     """
     if dtype == "float32" or tf.config.list_physical_devices("GPU"):
         return False
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = {"avx512_bf16", "amx_bf16", "bf16"}
-    lacking = cpuinfo.exists() and flags.isdisjoint(cpuinfo.read_text().split())
-    return dtype == "float16" or lacking
+    flags = processor_flags()
+    lacking = flags and flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return dtype == "float16" or bool(lacking)
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -493,6 +498,8 @@ def stock_layer(layer):
     stock = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
     config = layer.get_config()
     config.pop("synchronized", None)  # for several GPUs; Keras refuses it on other backends
+    if regularizer := getattr(layer, "kernel_regularizer", None):
+        config["kernel_regularizer"] = keras.regularizers.L2(regularizer.l2)
     return stock.from_config(config)
 
 

@@ -151,18 +151,23 @@ def parse_shared_args(parser, batch_size, epochs):
 
 
 @functools.cache
+def processor_flags():
+    """Return the names of what the processor can do, on Linux; elsewhere nothing is known."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+
+
 def emulated(dtype):
     """Whether the processor has no instructions for "bfloat16" or "float16", which makes it slow.
 
-    With a GPU that does not matter. What a processor has is read from Linux' /proc/cpuinfo;
-    elsewhere bfloat16 counts as native. float16 counts as native to no processor.
+    With a GPU that does not matter. float16 counts as native to no processor, bfloat16 to all of
+    which nothing is known.
     """
     if dtype == "float32" or tf.config.list_physical_devices("GPU"):
         return False
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = {"avx512_bf16", "amx_bf16", "bf16"}
-    lacking = cpuinfo.exists() and flags.isdisjoint(cpuinfo.read_text().split())
-    return dtype == "float16" or lacking
+    flags = processor_flags()
+    lacking = flags and flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return dtype == "float16" or bool(lacking)
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -350,7 +355,14 @@ class FusedBatchNormalization(layers.BatchNormalization):
         return tf.cast(outputs, self.compute_dtype)
 
 
-WEIGHTS = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(1e-4)}
+class FusedL2(keras.regularizers.L2):
+    """Weight decay by TensorFlow's one operation for half a sum of squares: less to trace."""
+
+    def __call__(self, x):
+        return 2 * self.l2 * tf.nn.l2_loss(x)
+
+
+WEIGHTS = {"kernel_initializer": "he_normal", "kernel_regularizer": FusedL2(1e-4)}
 
 
 def conv(x, filters, kernel_size, strides, name):
@@ -414,7 +426,7 @@ def build_network(args):
 
 
 class FastConv2D(layers.Conv2D):
-    """A convolution by matrix products, on CPUs in float32, where they are the faster way.
+    """A convolution by matrix products, on CPUs, where they are the faster way.
 
     Same variables as the Keras layer it derives from, and its results but for rounding. Groups of
     channels, whose kernels are slow on CPUs, are convolutions of their own there. Numbers that
@@ -436,22 +448,79 @@ class FastConv2D(layers.Conv2D):
 
     def convolve(self, x, kernel):
         height, width, channels, filters = kernel.shape
-        if x.dtype == tf.float32 and self.strides == (1, 1):
-            if height == width == 1:
-                products = tf.reshape(x, [-1, channels]) @ tf.reshape(kernel, [channels, filters])
-                return tf.reshape(products, [-1, *x.shape[1:3], filters])
-            square = height == width and x.shape[1] == x.shape[2] and self.padding == "same"
-            wide = min(channels, filters) >= 64  # or the tiles cost more than they save
-            if square and wide and height in WINOGRAD_POINTS and x.shape[1] % 4 == 0:
-                return winograd(x, kernel)
-        return tf.nn.conv2d(x, kernel, self.strides, self.padding.upper())
+        size, dtype, usual = x.shape[1], x.dtype, self.strides == (1, 1) and height == width
+        if usual and height == 1 and dtype == tf.float32:
+            return pointwise(x, kernel)
+        tiled = usual and self.padding == "same" and size == x.shape[2] and size % 4 == 0
+        if tiled and min(channels, filters) >= least_channels_for_winograd(height, size, dtype):
+            outputs = winograd(tf.cast(x, tf.float32), tf.cast(kernel, tf.float32))
+            return tf.cast(outputs, dtype)
+        return conv2d(x, kernel, self.strides, self.padding.upper())
+
+
+def conv2d(x, kernel, strides, padding):
+    """tf.nn.conv2d, with gradients in order."""
+    options = {"strides": [1, *strides, 1], "padding": padding}
+
+    @tf.custom_gradient
+    def convolve(x, kernel):
+        def gradient(upstream):
+            kernel_gradient = tf.raw_ops.Conv2DBackpropFilter(
+                input=x, filter_sizes=kernel.shape, out_backprop=upstream, **options
+            )
+            upstream = in_order(upstream, kernel_gradient, kernel)
+            x_gradient = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(x), filter=kernel, out_backprop=upstream, **options
+            )
+            return x_gradient, kernel_gradient
+
+        return tf.nn.conv2d(x, kernel, **options), gradient
+
+    return convolve(x, kernel)
+
+
+@tf.custom_gradient
+def pointwise(x, kernel):
+    """A 1x1 convolution as a matrix product, with gradients in order."""
+    channels, filters = kernel.shape[2:]
+    pixels, matrix = tf.reshape(x, [-1, channels]), tf.reshape(kernel, [channels, filters])
+
+    def gradient(upstream):
+        upstream = tf.reshape(upstream, [-1, filters])
+        kernel_gradient = tf.matmul(pixels, upstream, transpose_a=True)
+        upstream = in_order(upstream, kernel_gradient, kernel)
+        x_gradient = tf.matmul(upstream, matrix, transpose_b=True)
+        return tf.reshape(x_gradient, tf.shape(x)), tf.reshape(kernel_gradient, kernel.shape)
+
+    return tf.reshape(pixels @ matrix, [-1, *x.shape[1:3], filters]), gradient
+
+
+def in_order(upstream, kernel_gradient, kernel):
+    """Return upstream, where channels are many only once the kernel's gradient is there.
+
+    Then the two gradients of a convolution are not faster at the same time, and take more memory.
+    """
+    many = min(kernel.shape[2:]) >= 64
+    with tf.control_dependencies([kernel_gradient] if many else []):
+        return tf.identity(upstream)
 
 
 # Besides infinity, for each size of kernel.
 WINOGRAD_POINTS = {3: (0, 1, -1, 2, -2), 5: (0, 1, -1, 2, -2, 0.5, -0.5)}
 
 
-@tf.function  # traced once for all layers of a shape, which makes the first step earlier
+def least_channels_for_winograd(r, size, dtype):
+    """Return from how many channels on Winograd's way is faster for an r x r kernel (measured).
+
+    To take tiles to points and back costs more than the products save where channels are few for
+    the size of the map. In bfloat16 the products compete with instructions that are twice as fast
+    as those of float32 (AVX-512 BF16), or many times (AMX).
+    """
+    if r not in WINOGRAD_POINTS or "amx_bf16" in processor_flags() and dtype == tf.bfloat16:
+        return math.inf
+    return max({3: 256, 5: 96}[r] if dtype == tf.bfloat16 else 64, 4 * size)
+
+
 @tf.custom_gradient
 def winograd(x, kernel):
     """Convolve x with kernel, stride 1 and padding "same", in fewer multiplications.
@@ -467,24 +536,60 @@ def winograd(x, kernel):
     Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015,
     https://arxiv.org/abs/1509.09308, section 4: F(4x4, r x r).
     """
-    size, r, channels, filters = x.shape[1], kernel.shape[0], *kernel.shape[2:]
-    inputs, kernels, outputs = winograd_matrices(size, r)
-
-    def kernel_to_points():
-        values = kernels @ tf.reshape(kernel, [r * r, channels * filters])
-        return tf.reshape(values, [-1, channels, filters])
 
     def gradient(upstream):
-        upstream = to_points(upstream, outputs)
-        with tf.control_dependencies([upstream]):  # anew: to keep them takes four times the kernel
-            values = kernel_to_points()
-        x_gradient = from_points(tf.matmul(upstream, values, transpose_b=True), inputs)
-        kernel_gradient = tf.matmul(to_points(x, inputs), upstream, transpose_a=True)
-        kernel_gradient = tf.reshape(kernel_gradient, [-1, channels * filters])
-        kernel_gradient = tf.matmul(kernels, kernel_gradient, transpose_a=True)
-        return x_gradient, tf.reshape(kernel_gradient, kernel.shape)
+        return winograd_gradient(x, kernel, upstream)
 
-    return from_points(to_points(x, inputs) @ kernel_to_points(), outputs), gradient
+    return winograd_outputs(x, kernel), gradient
+
+
+# Traced and optimised once for all layers of a shape, since it stays a function in the graph.
+function_in_graph = tf.function(experimental_attributes={"_noinline": True})
+
+
+@function_in_graph
+def winograd_outputs(x, kernel):
+    inputs, kernels, outputs = winograd_matrices(x.shape[1], kernel.shape[0])
+    values, results = kernel_to_points(kernel, kernels), []
+    for part in tf.split(x, winograd_parts(x, kernel)):
+        with tf.control_dependencies(results[-1:]):
+            part = to_points(tf.identity(part), inputs)
+        results.append(from_points(part @ values, outputs))
+    return tf.concat(results, axis=0)
+
+
+@function_in_graph
+def winograd_gradient(x, kernel, upstream):
+    inputs, kernels, outputs = winograd_matrices(x.shape[1], kernel.shape[0])
+    values, x_gradients, kernel_gradient = kernel_to_points(kernel, kernels), [], 0
+    parts = winograd_parts(x, kernel)
+    for part, upstream_part in zip(tf.split(x, parts), tf.split(upstream, parts)):
+        with tf.control_dependencies([*x_gradients[-1:], kernel_gradient] if x_gradients else []):
+            part, upstream_part = tf.identity(part), tf.identity(upstream_part)
+        upstream_part = to_points(upstream_part, outputs)
+        x_gradient = tf.matmul(upstream_part, values, transpose_b=True)
+        x_gradients.append(from_points(x_gradient, inputs))
+        kernel_gradient += tf.matmul(to_points(part, inputs), upstream_part, transpose_a=True)
+    kernel_gradient = tf.reshape(kernel_gradient, [len(values), -1])
+    kernel_gradient = tf.matmul(kernels, kernel_gradient, transpose_a=True)
+    return tf.concat(x_gradients, axis=0), tf.reshape(kernel_gradient, kernel.shape)
+
+
+def winograd_parts(x, kernel):
+    """Return how many images to take at a time: with all at once the values take much memory."""
+    if x.shape[0] is None:
+        return [-1]
+    points = (x.shape[1] // 4 * (kernel.shape[0] + 3)) ** 2
+    at_once = max(2e6, math.prod(kernel.shape))  # values, of 4 bytes
+    parts = math.ceil(x.shape[0] * points * max(kernel.shape[2:]) / at_once)
+    return [len(part) for part in np.array_split(range(x.shape[0]), min(parts, x.shape[0]))]
+
+
+def kernel_to_points(kernel, matrix):
+    """From (r, r, channels, filters) to the values at all points, (a * a, channels, filters)."""
+    r, _, channels, filters = kernel.shape
+    values = matrix @ tf.reshape(kernel, [r * r, channels * filters])
+    return tf.reshape(values, [-1, channels, filters])
 
 
 def winograd_matrices(size, r):
@@ -698,6 +803,8 @@ def stock_layer(layer):
     stock = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
     config = layer.get_config()
     config.pop("synchronized", None)  # for several GPUs; Keras refuses it on other backends
+    if regularizer := getattr(layer, "kernel_regularizer", None):
+        config["kernel_regularizer"] = keras.regularizers.L2(regularizer.l2)
     return stock.from_config(config)
 
 

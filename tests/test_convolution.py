@@ -1,5 +1,6 @@
 """FastConv2D is Keras' convolution, and goes the fast way where there is one."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -99,9 +100,37 @@ def test_winograd_is_traced_once_for_all_layers_of_a_shape():
                 y = script.winograd(y, kernel)
         return tape.gradient(y, x)
 
-    before = script.winograd.experimental_get_tracing_count()
+    functions = script.winograd_outputs, script.winograd_gradient
+    before = [function.experimental_get_tracing_count() for function in functions]
     gradient_through_three_layers(x)
-    assert script.winograd.experimental_get_tracing_count() == before + 1
+    after = [function.experimental_get_tracing_count() for function in functions]
+    assert after == [count + 1 for count in before]
+
+
+def test_winograd_takes_a_few_images_at_a_time(monkeypatch):
+    x, kernel = tf.zeros((128, 32, 32, 128)), tf.zeros((3, 3, 128, 128))
+    parts = script.winograd_parts(x, kernel)
+    assert sum(parts) == 128 and max(parts) * 48**2 * 128 < 2.5e6
+    assert script.winograd_parts(x[:1], tf.zeros((3, 3, 128, 1024))) == [1]
+
+    x, kernel = tf.constant(numbers(5, 8, 8, 64)), tf.constant(numbers(3, 3, 64, 70))
+    x, kernel = tf.cast(x, tf.float32), tf.cast(kernel, tf.float32)
+    upstream = tf.cast(numbers(5, 8, 8, 70), tf.float32)
+    results = []
+    for sizes in [5], [2, 2, 1]:
+        monkeypatch.setattr(script, "winograd_parts", lambda x, kernel, sizes=sizes: sizes)
+        monkeypatch.setattr(  # which would remember what it traced with other parts
+            script, "winograd_outputs", tf.function(script.winograd_outputs.python_function)
+        )
+        monkeypatch.setattr(
+            script, "winograd_gradient", tf.function(script.winograd_gradient.python_function)
+        )
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            y = script.winograd(x, kernel)
+        results.append([y, *tape.gradient(y, [x, kernel], upstream)])
+    for whole, parts in zip(*results):
+        np.testing.assert_allclose(whole, parts, rtol=1e-3, atol=1e-3)
 
 
 def test_winograd_matrices_are_the_papers():
@@ -175,11 +204,15 @@ def test_gradient_of_a_bias_is_the_whole_sum(name, layer, policy):
     np.testing.assert_array_equal(tape.gradient(loss, ours.bias), [4 * 28 * 28] * 4 + [0, 0])
 
 
-def test_fast_convolution_leaves_gpus_and_native_half_precision_alone(monkeypatch):
+def test_fast_convolution_leaves_gpus_alone_and_half_precision_where_it_is_faster(monkeypatch):
     x = tf.zeros((2, 8, 8, 64))
     monkeypatch.setattr(script, "emulated", lambda name: False)
     half = script.FastConv2D(64, 3, padding="same", dtype="mixed_bfloat16")
     assert "Conv2D" in operations(half, x)
+    for flags, direct in ({"avx512_bf16"}, False), ({"avx512_bf16", "amx_bf16"}, True):
+        monkeypatch.setattr(script, "processor_flags", lambda flags=flags: flags)
+        half = script.FastConv2D(256, 3, padding="same", dtype="mixed_bfloat16")
+        assert ("Conv2D" in operations(half, tf.zeros((2, 8, 8, 256)))) == direct
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda device_type: [device_type])
     for options in {"kernel_size": 3}, {"kernel_size": 1}, {"kernel_size": 3, "groups": 4}:
         layer = script.FastConv2D(64, padding="same", **options)
@@ -188,7 +221,21 @@ def test_fast_convolution_leaves_gpus_and_native_half_precision_alone(monkeypatc
 
 def test_wide_resnet_trains_on_matrix_products():
     """The batch's size is not known when Keras builds the network."""
-    network = load("Wide_ResNet_keras").wide_residual_network(10, 4)
+    network = load("Wide_ResNet_keras").wide_residual_network(10, 8)
     layer = network.get_layer("stage1_block1_conv2")
     assert network.output.shape == (None, 10)
-    assert "Conv2D" not in operations(layer, tf.zeros((2, 32, 32, 64)))
+    assert "Conv2D" not in operations(layer, tf.zeros((2, 32, 32, 128)))
+
+
+def test_weight_decay_is_keras_own():
+    kernel = tf.Variable(tf.cast(numbers(3, 3, 4, 5), tf.float32))
+    results = []
+    for regularizer in script.FusedL2(5e-4), keras.regularizers.L2(5e-4):
+        with tf.GradientTape() as tape:
+            loss = regularizer(kernel)
+        results.append([loss, tape.gradient(loss, kernel)])
+    for ours, stock in zip(*results):
+        np.testing.assert_allclose(ours, stock, rtol=1e-6)
+    layer = script.FastConv2D(4, 3, kernel_regularizer=script.FusedL2(5e-4))
+    exported = script.stock_layer(layer).kernel_regularizer
+    assert type(exported) is keras.regularizers.L2 and exported.l2 == layer.kernel_regularizer.l2

@@ -209,7 +209,6 @@ def test_checkpoint_cannot_run_code(unfinished, tmp_path):
 def test_emulated_precisions_are_told_from_native_ones(monkeypatch, tmp_path):
     script, cpuinfo = load("ResNet_keras"), tmp_path / "cpuinfo"
     monkeypatch.setattr(script, "Path", lambda path: cpuinfo)
-    emulated = script.emulated.__wrapped__  # without its cache
     for flags, expected in (
         ("avx512f avx512_vnni", ["bfloat16", "float16"]),
         ("avx512f avx512_bf16", ["float16"]),
@@ -218,6 +217,9 @@ def test_emulated_precisions_are_told_from_native_ones(monkeypatch, tmp_path):
         cpuinfo.unlink(missing_ok=True)
         if flags:
             cpuinfo.write_text(f"flags\t\t: fpu {flags}\n")
-        assert [name for name in ("float32", "bfloat16", "float16") if emulated(name)] == expected
+        script.processor_flags.cache_clear()
+        names = ("float32", "bfloat16", "float16")
+        assert [name for name in names if script.emulated(name)] == expected
+    script.processor_flags.cache_clear()
     monkeypatch.setattr(script.tf.config, "list_physical_devices", lambda kind: [kind])
-    assert not emulated("float16")
+    assert not script.emulated("float16")
