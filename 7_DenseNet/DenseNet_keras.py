@@ -588,22 +588,21 @@ def pointwise(x, kernel):
     pixels, matrix = tf.reshape(x, [-1, channels]), tf.reshape(kernel, [channels, filters])
 
     def gradient(upstream):
-        upstream = tf.reshape(upstream, [-1, filters])
-        kernel_gradient = tf.matmul(pixels, upstream, transpose_a=True)
+        kernel_gradient = tf.matmul(pixels, tf.reshape(upstream, [-1, filters]), transpose_a=True)
         upstream = in_order(upstream, kernel_gradient, kernel)
-        x_gradient = tf.matmul(upstream, matrix, transpose_b=True)
+        x_gradient = tf.matmul(tf.reshape(upstream, [-1, filters]), matrix, transpose_b=True)
         return tf.reshape(x_gradient, tf.shape(x)), tf.reshape(kernel_gradient, kernel.shape)
 
     return tf.reshape(pixels @ matrix, [-1, *x.shape[1:3], filters]), gradient
 
 
 def in_order(upstream, kernel_gradient, kernel):
-    """Return upstream, where channels are many only once the kernel's gradient is there.
+    """Return upstream, for large maps of many channels only once the kernel's gradient is there.
 
     Then the two gradients of a convolution are not faster at the same time, and take more memory.
     """
-    many = min(kernel.shape[2:]) >= 64
-    with tf.control_dependencies([kernel_gradient] if many else []):
+    large = min(kernel.shape[2:]) >= 64 and math.prod(upstream.shape[1:]) >= 2**14
+    with tf.control_dependencies([kernel_gradient] if large else []):
         return tf.identity(upstream)
 
 
