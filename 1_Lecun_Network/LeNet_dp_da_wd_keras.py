@@ -501,7 +501,8 @@ def stock_layer(layer):
     stock = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
     config = layer.get_config()
     config.pop("synchronized", None)  # for several GPUs; Keras refuses it on other backends
-    if regularizer := getattr(layer, "kernel_regularizer", None):
+    regularizer = getattr(layer, "kernel_regularizer", None)
+    if isinstance(regularizer, keras.regularizers.L2):  # FusedL2 is not Keras' own
         config["kernel_regularizer"] = keras.regularizers.L2(regularizer.l2)
     return stock.from_config(config)
 

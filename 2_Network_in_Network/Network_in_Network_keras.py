@@ -374,6 +374,7 @@ class FastConv2D(layers.Conv2D):
 
     def convolution_op(self, inputs, kernel):
         usual = self.dilation_rate == (1, 1) and self.data_format == "channels_last"
+        usual = usual and None not in tuple(inputs.shape)[1:3]
         if not usual or tf.config.list_physical_devices("GPU"):
             return super().convolution_op(inputs, kernel)
         dtype = "float32" if emulated(self.compute_dtype) else self.compute_dtype
@@ -388,17 +389,23 @@ class FastConv2D(layers.Conv2D):
     def convolve(self, x, kernel):
         height, width, channels, filters = kernel.shape
         size, dtype, usual = x.shape[1], x.dtype, self.strides == (1, 1) and height == width
+        map_size = math.prod(x.shape[1:3]) // math.prod(self.strides) * filters
+        large = min(channels, filters) >= 64 and map_size >= 2**14
         if usual and height == 1 and dtype == tf.float32:
-            return pointwise(x, kernel)
+            return pointwise_in_order(x, kernel) if large else pointwise(x, kernel)
         tiled = usual and self.padding == "same" and size == x.shape[2] and size % 4 == 0
         if tiled and min(channels, filters) >= least_channels_for_winograd(height, size, dtype):
             outputs = winograd(tf.cast(x, tf.float32), tf.cast(kernel, tf.float32))
             return tf.cast(outputs, dtype)
-        return conv2d(x, kernel, self.strides, self.padding.upper())
+        convolution = conv2d_in_order if large else tf.nn.conv2d
+        return convolution(x, kernel, self.strides, self.padding.upper())
 
 
-def conv2d(x, kernel, strides, padding):
-    """tf.nn.conv2d, with gradients in order."""
+def conv2d_in_order(x, kernel, strides, padding):
+    """tf.nn.conv2d, whose gradients are found one after the other.
+
+    For large maps of many channels they are no faster at the same time, and take more memory.
+    """
     options = {"strides": [1, *strides, 1], "padding": padding}
 
     @tf.custom_gradient
@@ -407,7 +414,8 @@ def conv2d(x, kernel, strides, padding):
             kernel_gradient = tf.raw_ops.Conv2DBackpropFilter(
                 input=x, filter_sizes=kernel.shape, out_backprop=upstream, **options
             )
-            upstream = in_order(upstream, kernel_gradient, kernel)
+            with tf.control_dependencies([kernel_gradient]):
+                upstream = tf.identity(upstream)
             x_gradient = tf.raw_ops.Conv2DBackpropInput(
                 input_sizes=tf.shape(x), filter=kernel, out_backprop=upstream, **options
             )
@@ -418,29 +426,25 @@ def conv2d(x, kernel, strides, padding):
     return convolve(x, kernel)
 
 
-@tf.custom_gradient
 def pointwise(x, kernel):
-    """A 1x1 convolution as a matrix product, with gradients in order."""
-    channels, filters = kernel.shape[2:]
-    pixels, matrix = tf.reshape(x, [-1, channels]), tf.reshape(kernel, [channels, filters])
+    """A 1x1 convolution as a matrix product."""
+    products = tf.reshape(x, [-1, x.shape[-1]]) @ tf.reshape(kernel, kernel.shape[2:])
+    return tf.reshape(products, [-1, *x.shape[1:3], kernel.shape[-1]])
+
+
+@tf.custom_gradient
+def pointwise_in_order(x, kernel):
+    """A 1x1 convolution as a matrix product, whose gradients are found as in conv2d_in_order."""
 
     def gradient(upstream):
-        kernel_gradient = tf.matmul(pixels, tf.reshape(upstream, [-1, filters]), transpose_a=True)
-        upstream = in_order(upstream, kernel_gradient, kernel)
-        x_gradient = tf.matmul(tf.reshape(upstream, [-1, filters]), matrix, transpose_b=True)
-        return tf.reshape(x_gradient, tf.shape(x)), tf.reshape(kernel_gradient, kernel.shape)
+        rows = tf.reshape(upstream, [-1, upstream.shape[-1]])
+        kernel_gradient = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), rows, transpose_a=True)
+        with tf.control_dependencies([kernel_gradient]):
+            upstream = tf.identity(upstream)
+        x_gradient = pointwise(upstream, tf.transpose(kernel, [0, 1, 3, 2]))
+        return x_gradient, tf.reshape(kernel_gradient, kernel.shape)
 
-    return tf.reshape(pixels @ matrix, [-1, *x.shape[1:3], filters]), gradient
-
-
-def in_order(upstream, kernel_gradient, kernel):
-    """Return upstream, for large maps of many channels only once the kernel's gradient is there.
-
-    Then the two gradients of a convolution are not faster at the same time, and take more memory.
-    """
-    large = min(kernel.shape[2:]) >= 64 and math.prod(upstream.shape[1:]) >= 2**14
-    with tf.control_dependencies([kernel_gradient] if large else []):
-        return tf.identity(upstream)
+    return pointwise(x, kernel), gradient
 
 
 class BiasedConv2D(FastConv2D):
@@ -506,7 +510,7 @@ def winograd(x, kernel):
 
 
 # Traced and optimised once for all layers of a shape, since it stays a function in the graph.
-function_in_graph = tf.function(experimental_attributes={"_noinline": True})
+function_in_graph = tf.function(autograph=False, experimental_attributes={"_noinline": True})
 
 
 @function_in_graph
@@ -532,13 +536,16 @@ def winograd_gradient(x, kernel, upstream):
         x_gradient = tf.matmul(upstream_part, values, transpose_b=True)
         x_gradients.append(from_points(x_gradient, inputs))
         kernel_gradient += tf.matmul(to_points(part, inputs), upstream_part, transpose_a=True)
-    kernel_gradient = tf.reshape(kernel_gradient, [len(values), -1])
+    kernel_gradient = tf.reshape(kernel_gradient, [values.shape[0], -1])
     kernel_gradient = tf.matmul(kernels, kernel_gradient, transpose_a=True)
     return tf.concat(x_gradients, axis=0), tf.reshape(kernel_gradient, kernel.shape)
 
 
 def winograd_parts(x, kernel):
-    """Return how many images to take at a time: with all at once the values take much memory."""
+    """Return how many images to take at a time: with all at once the values take much memory.
+
+    Where the batch's size is not known, as in evaluation, it is all of them.
+    """
     if x.shape[0] is None:
         return [-1]
     points = (x.shape[1] // 4 * (kernel.shape[0] + 3)) ** 2
@@ -743,7 +750,8 @@ def stock_layer(layer):
     stock = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
     config = layer.get_config()
     config.pop("synchronized", None)  # for several GPUs; Keras refuses it on other backends
-    if regularizer := getattr(layer, "kernel_regularizer", None):
+    regularizer = getattr(layer, "kernel_regularizer", None)
+    if isinstance(regularizer, keras.regularizers.L2):  # FusedL2 is not Keras' own
         config["kernel_regularizer"] = keras.regularizers.L2(regularizer.l2)
     return stock.from_config(config)
 

@@ -34,9 +34,12 @@ FAST = [
     (8, 128, 192, {"kernel_size": 3, "groups": 2, "use_bias": False}),
     (7, 6, 9, {"kernel_size": 1, "padding": "valid"}),
     (7, 6, 9, {"kernel_size": 1, "groups": 3}),
+    (16, 64, 70, {"kernel_size": 1}),  # large: gradients in order
 ]
 DIRECT = [
     (8, 64, 64, {"kernel_size": 3, "strides": 2}),
+    (32, 64, 66, {"kernel_size": 3}),  # large: gradients in order
+    (32, 64, 66, {"kernel_size": 3, "strides": 2}),
     (8, 64, 64, {"kernel_size": 3, "padding": "valid"}),
     (8, 64, 64, {"kernel_size": (3, 5)}),
     (8, 64, 64, {"kernel_size": 3, "dilation_rate": 2}),
@@ -107,30 +110,81 @@ def test_winograd_is_traced_once_for_all_layers_of_a_shape():
     assert after == [count + 1 for count in before]
 
 
-def test_winograd_takes_a_few_images_at_a_time(monkeypatch):
+def test_winograd_takes_a_few_images_at_a_time():
     x, kernel = tf.zeros((128, 32, 32, 128)), tf.zeros((3, 3, 128, 128))
     parts = script.winograd_parts(x, kernel)
     assert sum(parts) == 128 and max(parts) * 48**2 * 128 < 2.5e6
     assert script.winograd_parts(x[:1], tf.zeros((3, 3, 128, 1024))) == [1]
 
-    x, kernel = tf.constant(numbers(5, 8, 8, 64)), tf.constant(numbers(3, 3, 64, 70))
-    x, kernel = tf.cast(x, tf.float32), tf.cast(kernel, tf.float32)
-    upstream = tf.cast(numbers(5, 8, 8, 70), tf.float32)
-    results = []
-    for sizes in [5], [2, 2, 1]:
-        monkeypatch.setattr(script, "winograd_parts", lambda x, kernel, sizes=sizes: sizes)
-        monkeypatch.setattr(  # which would remember what it traced with other parts
-            script, "winograd_outputs", tf.function(script.winograd_outputs.python_function)
-        )
-        monkeypatch.setattr(
-            script, "winograd_gradient", tf.function(script.winograd_gradient.python_function)
-        )
+    x, kernel = numbers(16, 32, 32, 128), numbers(3, 3, 128, 128)
+    x, kernel = tf.constant(x, tf.float32), tf.constant(kernel, tf.float32)
+    parts = script.winograd_parts(x, kernel)
+    assert len(parts) > 2
+    graph = script.winograd_outputs.get_concrete_function(x, kernel).graph
+    waiting = [op for op in graph.get_operations() if op.type == "Identity" and op.control_inputs]
+    assert len(waiting) == len(parts) - 1
+    upstream = tf.constant(numbers(*x.shape), tf.float32)
+
+    def with_gradients(convolve):
         with tf.GradientTape() as tape:
             tape.watch([x, kernel])
-            y = script.winograd(x, kernel)
-        results.append([y, *tape.gradient(y, [x, kernel], upstream)])
-    for whole, parts in zip(*results):
-        np.testing.assert_allclose(whole, parts, rtol=1e-3, atol=1e-3)
+            y = convolve(x, kernel)
+        return [y, *tape.gradient(y, [x, kernel], upstream)]
+
+    direct = with_gradients(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"))
+    for ours, exact in zip(with_gradients(script.winograd), direct):
+        assert np.std(ours - exact) < 1e-5 * np.std(exact)
+
+
+def test_gradients_of_large_maps_are_found_one_after_the_other():
+    def waiting(size, channels, kernel_size):
+        layer = script.FastConv2D(channels, kernel_size, padding="same")
+        layer.build((2, size, size, channels))
+
+        @tf.function
+        def gradients(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x)
+            return tape.gradient(y, [x, *layer.trainable_weights])
+
+        graph = gradients.get_concrete_function(tf.zeros((2, size, size, channels))).graph
+        return [
+            before.type
+            for operation in graph.get_operations()
+            if operation.type == "Identity"
+            for before in operation.control_inputs
+            if before.type != "NoOp"  # those of tf.function itself
+        ]
+
+    assert waiting(32, 64, 3) == ["Conv2DBackpropFilter"]
+    assert waiting(32, 64, 1) == ["MatMul"]
+    assert waiting(32, 16, 3) == waiting(8, 64, 1) == []
+
+
+def test_bfloat16_by_winograd_is_rounded_once(monkeypatch):
+    monkeypatch.setattr(script, "emulated", lambda name: False)
+    monkeypatch.setattr(script, "processor_flags", lambda: {"avx512_bf16"})
+    x = tf.cast(numbers(2, 8, 8, 256), tf.bfloat16)
+    upstream = tf.cast(numbers(2, 8, 8, 256), tf.bfloat16)
+    kernel = tf.cast(numbers(3, 3, 256, 256), tf.bfloat16)
+    options = {"padding": "same", "use_bias": False}
+    half = script.FastConv2D(256, 3, dtype="mixed_bfloat16", **options)
+    exact = layers.Conv2D(256, 3, **options)
+    results = []
+    for layer in half, exact:
+        layer.build(x.shape)
+        layer.set_weights([tf.cast(kernel, tf.float32)])
+        with tf.GradientTape() as tape:
+            inputs = tf.cast(x, layer.compute_dtype)
+            tape.watch(inputs)
+            y = layer(inputs)
+        assert y.dtype == layer.compute_dtype
+        gradients = tape.gradient(y, [inputs, *layer.trainable_weights], tf.cast(upstream, y.dtype))
+        results.append([tf.cast(values, tf.float32) for values in (y, *gradients)])
+    assert "PartitionedCall" in operations(half, x)
+    for ours, exact in zip(*results):
+        assert np.std(ours - exact) < EPSILON["bfloat16"] * np.std(exact)
 
 
 def test_winograd_matrices_are_the_papers():
@@ -236,6 +290,8 @@ def test_weight_decay_is_keras_own():
         results.append([loss, tape.gradient(loss, kernel)])
     for ours, stock in zip(*results):
         np.testing.assert_allclose(ours, stock, rtol=1e-6)
-    layer = script.FastConv2D(4, 3, kernel_regularizer=script.FusedL2(5e-4))
+    layer = script.FastConv2D(4, 3, kernel_regularizer=script.FusedL2(5e-4), dtype="mixed_bfloat16")
+    layer.build((1, 8, 8, 4))
+    assert layer.losses[0].dtype == tf.float32
     exported = script.stock_layer(layer).kernel_regularizer
     assert type(exported) is keras.regularizers.L2 and exported.l2 == layer.kernel_regularizer.l2
