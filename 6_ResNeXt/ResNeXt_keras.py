@@ -17,6 +17,7 @@ numpy, matplotlib and tensorboard.
 
 import argparse
 import functools
+import gc
 import json
 import math
 import os
@@ -30,6 +31,9 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors reach us as exceptions all the same
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default before AVX-512 VNNI
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU's other users room
+
+# A search for garbage goes through all that TensorFlow has loaded: by default, hundreds of times.
+gc.set_threshold(100_000)
 
 import keras
 import numpy as np
@@ -329,14 +333,21 @@ class FusedBatchNormalization(layers.BatchNormalization):
         return tf.cast(outputs, self.compute_dtype)
 
 
-class FusedL2(keras.regularizers.L2):
-    """Weight decay by TensorFlow's one operation for half a sum of squares: less to trace."""
+class Network(keras.Model):
+    """A model whose weight decay is one loss, where Keras has one for each kernel: less to trace.
 
-    def __call__(self, x):
-        return 2 * self.l2 * tf.nn.l2_loss(x)
+    Only kernels with a keras.regularizers.L2 decay: its factor times the sum of their squares.
+    """
+
+    @property
+    def losses(self):
+        kernels = [v for v in self.trainable_variables if v.regularizer]
+        factors = {v.regularizer.l2 for v in kernels}
+        halves = {f: [tf.nn.l2_loss(v) for v in kernels if v.regularizer.l2 == f] for f in factors}
+        return [2 * factor * tf.add_n(terms) for factor, terms in halves.items()]
 
 
-WEIGHTS = {"kernel_initializer": "he_normal", "kernel_regularizer": FusedL2(5e-4)}
+WEIGHTS = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(5e-4)}
 
 
 def conv_bn(x, filters, kernel_size, strides, name, groups=1, gamma="ones"):
@@ -396,7 +407,7 @@ def resnext(cardinality, base_width, num_classes=10, mean=(0, 0, 0), std=(1, 1, 
         num_classes, activation="softmax", dtype="float32", name="softmax", **WEIGHTS
     )
     name = f"ResNeXt-29_{cardinality}x{base_width}d"
-    return keras.Model(inputs, softmax(x), name=name)
+    return Network(inputs, softmax(x), name=name)
 
 
 def build_network(args):
@@ -660,6 +671,11 @@ class FusedSGD(keras.optimizers.SGD):
             use_nesterov=True,
         )
 
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # The rate is read once, not for each variable.
+        rate = tf.convert_to_tensor(learning_rate)
+        super()._backend_update_step(grads, trainable_variables, rate)
+
 
 def multi_gpu_model(build, gpus):
     """Return the compiled model that build() makes, on one GPU or mirrored on several.
@@ -770,15 +786,13 @@ def stock_layer(layer):
     stock = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
     config = layer.get_config()
     config.pop("synchronized", None)  # for several GPUs; Keras refuses it on other backends
-    regularizer = getattr(layer, "kernel_regularizer", None)
-    if isinstance(regularizer, keras.regularizers.L2):  # FusedL2 is not Keras' own
-        config["kernel_regularizer"] = keras.regularizers.L2(regularizer.l2)
     return stock.from_config(config)
 
 
 def stock_model(model):
     """Return a copy of model that keras.models.load_model loads without this script."""
-    stock = keras.models.clone_model(model, clone_function=stock_layer)
+    clone = keras.models.clone_model(model, clone_function=stock_layer)
+    stock = keras.Model(clone.inputs, clone.outputs, name=model.name)
     stock.set_weights(model.get_weights())
     stock.compile("sgd", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return stock

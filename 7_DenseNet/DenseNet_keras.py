@@ -17,6 +17,7 @@ and tensorboard.
 
 import argparse
 import functools
+import gc
 import json
 import math
 import os
@@ -30,6 +31,9 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors reach us as exceptions all the same
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default before AVX-512 VNNI
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU's other users room
+
+# A search for garbage goes through all that TensorFlow has loaded: by default, hundreds of times.
+gc.set_threshold(100_000)
 
 import keras
 import numpy as np
@@ -333,11 +337,12 @@ class FusedBatchNormalization(layers.BatchNormalization):
         x = tf.cast(inputs, "float32") if emulated(self.compute_dtype) else inputs
         if x.shape[-1] % 16 and not tf.config.list_physical_devices("GPU"):
             variables = self.gamma, self.beta, self.moving_mean, self.moving_variance
-            variables = map(tf.convert_to_tensor, variables)
-            outputs, mean, variance = normalize_pixel_groups(x, *variables, self.epsilon, training)
+            scale, offset, *moving = map(tf.convert_to_tensor, variables)
+            outputs, *batch = normalize_pixel_groups(
+                x, scale, offset, *moving, self.epsilon, training
+            )
             factor = 1 - self.momentum
-            mean = self.moving_mean + factor * (mean - self.moving_mean)
-            variance = self.moving_variance + factor * (variance - self.moving_variance)
+            mean, variance = (old + factor * (new - old) for old, new in zip(moving, batch))
         else:
             outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
                 x=x,
@@ -367,10 +372,10 @@ def normalize_pixel_groups(x, scale, offset, mean, variance, epsilon, training):
     pixels = 16 // math.gcd(channels, 16)
     grouped = [-1, height * width // pixels, 1, pixels * channels]
     count = tf.cast(tf.size(x) // channels, tf.float32)
-    zeros, ones = tf.zeros(pixels * channels), tf.ones(pixels * channels)
+    zeros = tf.constant(0.0, shape=[pixels * channels])
 
-    def of_groups(vector):
-        return tf.tile(vector, [pixels])
+    def of_groups(*vectors):
+        return tf.unstack(tf.tile(tf.stack(vectors), [1, pixels]))
 
     def of_pixels(vector, reduce):
         return reduce(tf.reshape(vector, [pixels, channels]), axis=0)
@@ -387,19 +392,20 @@ def normalize_pixel_groups(x, scale, offset, mean, variance, epsilon, training):
         )
 
     if not training:
-        vectors = map(of_groups, (scale, offset, mean, variance))
+        vectors = of_groups(scale, offset, mean, variance)
         return tf.reshape(fused(x, *vectors)[0], tf.shape(x)), mean, variance
+
+    groups = fused(tf.stop_gradient(x), zeros, zeros, zeros, zeros, is_training=True)
+    means, variances = groups.reserve_space_1, groups.reserve_space_2
+    mean = of_pixels(means, tf.reduce_mean)
+    spread = tf.square(means - tf.tile(mean, [pixels]))
+    variance = of_pixels(variances + spread, tf.reduce_mean)
 
     @tf.custom_gradient
     def normalize(x, scale, offset):
-        means, variances = fused(x, ones, zeros, zeros, ones, is_training=True)[3:5]
-        mean = of_pixels(means, tf.reduce_mean)
-        spread = tf.square(means - of_groups(mean))
-        variance = of_pixels(variances + spread, tf.reduce_mean)
-        vectors = [of_groups(vector) for vector in (scale, offset, mean, variance)]
-        outputs = tf.reshape(fused(x, *vectors)[0], tf.shape(x))
+        vectors = of_groups(scale, offset, mean, variance)
 
-        def gradient(upstream, *_):
+        def gradient(upstream):
             scaled, scale_gradient, offset_gradient, *_ = tf.raw_ops.FusedBatchNormGradV3(
                 y_backprop=tf.reshape(upstream, grouped),
                 x=tf.reshape(x, grouped),
@@ -413,25 +419,33 @@ def normalize_pixel_groups(x, scale, offset, mean, variance, epsilon, training):
             scale_gradient = of_pixels(scale_gradient, tf.reduce_sum)
             offset_gradient = of_pixels(offset_gradient, tf.reduce_sum)
             # `scaled` takes mean and variance for constants; what they add is linear in x.
-            deviation = tf.sqrt(variance + epsilon)
-            slope = -scale * scale_gradient / (count * tf.square(deviation))
-            constant = -scale * offset_gradient / (count * deviation) - slope * mean
-            linear = fused(x, of_groups(slope), of_groups(constant), zeros, ones - epsilon)[0]
+            inverse = tf.math.rsqrt(variance + epsilon)
+            weight = -scale * inverse / count
+            slope = weight * inverse * scale_gradient
+            constant = weight * offset_gradient - slope * mean
+            linear = fused(x, *of_groups(slope, constant), zeros, zeros + (1 - epsilon))[0]
             return tf.reshape(scaled + linear, tf.shape(x)), scale_gradient, offset_gradient
 
-        return (outputs, mean, variance * count / (count - 1)), gradient
+        return tf.reshape(fused(x, *vectors)[0], tf.shape(x)), gradient
 
-    return normalize(x, scale, offset)
-
-
-class FusedL2(keras.regularizers.L2):
-    """Weight decay by TensorFlow's one operation for half a sum of squares: less to trace."""
-
-    def __call__(self, x):
-        return 2 * self.l2 * tf.nn.l2_loss(x)
+    return normalize(x, scale, offset), mean, variance * count / (count - 1)
 
 
-WEIGHTS = {"kernel_initializer": "he_normal", "kernel_regularizer": FusedL2(1e-4)}
+class Network(keras.Model):
+    """A model whose weight decay is one loss, where Keras has one for each kernel: less to trace.
+
+    Only kernels with a keras.regularizers.L2 decay: its factor times the sum of their squares.
+    """
+
+    @property
+    def losses(self):
+        kernels = [v for v in self.trainable_variables if v.regularizer]
+        factors = {v.regularizer.l2 for v in kernels}
+        halves = {f: [tf.nn.l2_loss(v) for v in kernels if v.regularizer.l2 == f] for f in factors}
+        return [2 * factor * tf.add_n(terms) for factor, terms in halves.items()]
+
+
+WEIGHTS = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(1e-4)}
 
 
 def conv(x, filters, kernel_size, strides, name):
@@ -514,7 +528,7 @@ def densenet(
     softmax = layers.Dense(
         num_classes, activation="softmax", dtype="float32", name="softmax", **WEIGHTS
     )
-    return keras.Model(inputs, softmax(x), name=f"DenseNet-{depth}x{growth_rate}")
+    return Network(inputs, softmax(x), name=f"DenseNet-{depth}x{growth_rate}")
 
 
 def build_network(args):
@@ -779,6 +793,11 @@ class FusedSGD(keras.optimizers.SGD):
             use_nesterov=True,
         )
 
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # The rate is read once, not for each variable.
+        rate = tf.convert_to_tensor(learning_rate)
+        super()._backend_update_step(grads, trainable_variables, rate)
+
 
 def multi_gpu_model(build, gpus):
     """Return the compiled model that build() makes, on one GPU or mirrored on several.
@@ -892,15 +911,13 @@ def stock_layer(layer):
     stock = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
     config = layer.get_config()
     config.pop("synchronized", None)  # for several GPUs; Keras refuses it on other backends
-    regularizer = getattr(layer, "kernel_regularizer", None)
-    if isinstance(regularizer, keras.regularizers.L2):  # FusedL2 is not Keras' own
-        config["kernel_regularizer"] = keras.regularizers.L2(regularizer.l2)
     return stock.from_config(config)
 
 
 def stock_model(model):
     """Return a copy of model that keras.models.load_model loads without this script."""
-    stock = keras.models.clone_model(model, clone_function=stock_layer)
+    clone = keras.models.clone_model(model, clone_function=stock_layer)
+    stock = keras.Model(clone.inputs, clone.outputs, name=model.name)
     stock.set_weights(model.get_weights())
     stock.compile("sgd", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return stock

@@ -282,16 +282,23 @@ def test_wide_resnet_trains_on_matrix_products():
 
 
 def test_weight_decay_is_keras_own():
-    kernel = tf.Variable(tf.cast(numbers(3, 3, 4, 5), tf.float32))
-    results = []
-    for regularizer in script.FusedL2(5e-4), keras.regularizers.L2(5e-4):
-        with tf.GradientTape() as tape:
-            loss = regularizer(kernel)
-        results.append([loss, tape.gradient(loss, kernel)])
-    for ours, stock in zip(*results):
-        np.testing.assert_allclose(ours, stock, rtol=1e-6)
-    layer = script.FastConv2D(4, 3, kernel_regularizer=script.FusedL2(5e-4), dtype="mixed_bfloat16")
-    layer.build((1, 8, 8, 4))
-    assert layer.losses[0].dtype == tf.float32
-    exported = script.stock_layer(layer).kernel_regularizer
-    assert type(exported) is keras.regularizers.L2 and exported.l2 == layer.kernel_regularizer.l2
+    """The sum over all kernels that decay, with its gradients; what is frozen does not count."""
+    l2 = keras.regularizers.L2
+    inputs = keras.Input((8, 8, 4))
+    x = script.FastConv2D(4, 3, kernel_regularizer=l2(5e-4), name="first")(inputs)
+    x = script.FastConv2D(4, 3, kernel_regularizer=l2(5e-4), dtype="mixed_bfloat16")(x)
+    x = script.FastConv2D(4, 1, kernel_regularizer=l2(0.25))(x)
+    outputs = keras.layers.Conv2D(2, 1)(x)
+    ours, stock = script.Network(inputs, outputs), keras.Model(inputs, outputs)
+    for trainable in True, False:
+        ours.get_layer("first").trainable = trainable
+        kernels = [layer.kernel.value for layer in ours.layers[1:]]
+        results = []
+        for model in ours, stock:
+            with tf.GradientTape() as tape:
+                loss = tf.add_n(model.losses)
+            results.append([loss, *tape.gradient(loss, kernels, unconnected_gradients="zero")])
+        for joined, one_by_one in zip(*results):
+            np.testing.assert_allclose(joined, one_by_one, rtol=1e-6)
+    assert len(ours.losses) == 2 and ours.losses[0].dtype == tf.float32
+    assert not script.Network(inputs, inputs).losses
