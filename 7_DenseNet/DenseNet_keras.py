@@ -570,10 +570,12 @@ class FastConv2D(layers.Conv2D):
         large = min(channels, filters) >= 64 and map_size >= 2**14
         if usual and height == 1 and dtype == tf.float32:
             return pointwise_in_order(x, kernel) if large else pointwise(x, kernel)
-        tiled = usual and self.padding == "same" and size == x.shape[2] and size % 4 == 0
-        if tiled and min(channels, filters) >= least_channels_for_winograd(height, size, dtype):
-            outputs = winograd(tf.cast(x, tf.float32), tf.cast(kernel, tf.float32))
-            return tf.cast(outputs, dtype)
+        usual = usual and self.padding == "same" and size == x.shape[2]
+        if usual and height == 3 and size == 2:
+            return conv2d_2x2(x, kernel)
+        least_channels = least_channels_for_winograd(height, size, dtype)
+        if usual and size % 4 == 0 and min(channels, filters) >= least_channels:
+            return winograd(x, kernel)
         convolution = conv2d_in_order if large else tf.nn.conv2d
         return convolution(x, kernel, self.strides, self.padding.upper())
 
@@ -624,6 +626,20 @@ def pointwise_in_order(x, kernel):
     return pointwise(x, kernel), gradient
 
 
+def conv2d_2x2(x, kernel):
+    """A 3x3 convolution of maps of 2x2 pixels, padding "same", as four matrix products.
+
+    Each output sees all four pixels, through four of the kernel's nine parts; a kernel that slides
+    over the padded map mostly multiplies zeros.
+    """
+    channels, filters = kernel.shape[2:]
+    parts = [[4, 5, 7, 8], [3, 4, 6, 7], [1, 2, 4, 5], [0, 1, 3, 4]]  # for each output and pixel
+    matrices = tf.gather(tf.reshape(kernel, [9, channels, filters]), parts)
+    matrices = tf.reshape(matrices, [4, 4 * channels, filters])
+    outputs = tf.reshape(x, [1, -1, 4 * channels]) @ matrices
+    return tf.reshape(tf.transpose(outputs, [1, 0, 2]), [-1, 2, 2, filters])
+
+
 # Besides infinity, for each size of kernel.
 WINOGRAD_POINTS = {3: (0, 1, -1, 2, -2), 5: (0, 1, -1, 2, -2, 0.5, -0.5)}
 
@@ -637,20 +653,24 @@ def least_channels_for_winograd(r, size, dtype):
     """
     if r not in WINOGRAD_POINTS or "amx_bf16" in processor_flags() and dtype == tf.bfloat16:
         return math.inf
-    return max({3: 256, 5: 96}[r] if dtype == tf.bfloat16 else 64, 4 * size)
+    if dtype == tf.bfloat16:
+        return {3: max(128, 16 * size), 5: max(96, 6 * size)}[r]
+    return max(64, 4 * size)
 
 
 @tf.custom_gradient
 def winograd(x, kernel):
     """Convolve x with kernel, stride 1 and padding "same", in fewer multiplications.
 
-    x is (batch, size, size, channels) float32, size a multiple of 4; kernel is (r, r, channels,
-    filters), r 3 or 5; returns (batch, size, size, filters). The map is cut into overlapping tiles
+    x is (batch, size, size, channels), size a multiple of 4; kernel is (r, r, channels, filters),
+    r 3 or 5; returns (batch, size, size, filters). The map is cut into overlapping tiles
     of a = r + 3 pixels a side, each for 4x4 outputs. Convolving is multiplying polynomials, and
     for polynomials that are known by their values at a * a points that is one product a point:
     36 for each channel and filter where 4x4 outputs of a 3x3 kernel take 144, 64 instead of 400
     for 5x5. All tiles' values at a point times the kernel's are a matrix product. Rounding errors
     are larger than those of tf.nn.conv2d: up to 1e-5 of the outputs' standard deviation (rms).
+    bfloat16 is float32 on the way. For 3x3 kernels it takes this way for the gradients only, since
+    oneDNN's convolution is faster.
 
     Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015,
     https://arxiv.org/abs/1509.09308, section 4: F(4x4, r x r).
@@ -659,6 +679,8 @@ def winograd(x, kernel):
     def gradient(upstream):
         return winograd_gradient(x, kernel, upstream)
 
+    if x.dtype == tf.bfloat16 and kernel.shape[0] == 3:
+        return tf.nn.conv2d(x, kernel, 1, "SAME"), gradient
     return winograd_outputs(x, kernel), gradient
 
 
@@ -673,7 +695,7 @@ def winograd_outputs(x, kernel):
     for part in tf.split(x, winograd_parts(x, kernel)):
         with tf.control_dependencies(results[-1:]):
             part = to_points(tf.identity(part), inputs)
-        results.append(from_points(part @ values, outputs))
+        results.append(tf.cast(from_points(part @ values, outputs), x.dtype))
     return tf.concat(results, axis=0)
 
 
@@ -687,11 +709,12 @@ def winograd_gradient(x, kernel, upstream):
             part, upstream_part = tf.identity(part), tf.identity(upstream_part)
         upstream_part = to_points(upstream_part, outputs)
         x_gradient = tf.matmul(upstream_part, values, transpose_b=True)
-        x_gradients.append(from_points(x_gradient, inputs))
+        x_gradients.append(tf.cast(from_points(x_gradient, inputs), x.dtype))
         kernel_gradient += tf.matmul(to_points(part, inputs), upstream_part, transpose_a=True)
     kernel_gradient = tf.reshape(kernel_gradient, [values.shape[0], -1])
     kernel_gradient = tf.matmul(kernels, kernel_gradient, transpose_a=True)
-    return tf.concat(x_gradients, axis=0), tf.reshape(kernel_gradient, kernel.shape)
+    kernel_gradient = tf.cast(tf.reshape(kernel_gradient, kernel.shape), kernel.dtype)
+    return tf.concat(x_gradients, axis=0), kernel_gradient
 
 
 def winograd_parts(x, kernel):
@@ -710,7 +733,7 @@ def winograd_parts(x, kernel):
 def kernel_to_points(kernel, matrix):
     """From (r, r, channels, filters) to the values at all points, (a * a, channels, filters)."""
     r, _, channels, filters = kernel.shape
-    values = matrix @ tf.reshape(kernel, [r * r, channels * filters])
+    values = matrix @ tf.cast(tf.reshape(kernel, [r * r, channels * filters]), tf.float32)
     return tf.reshape(values, [-1, channels, filters])
 
 
@@ -742,7 +765,7 @@ def to_points(x, matrix):
     """From (batch, size, size, channels) to (a * a, batch * tiles, channels): matrix x matrix^T."""
     size, channels, tiles = matrix.shape[1], x.shape[-1], matrix.shape[1] // 4
     a = matrix.shape[0] // tiles
-    x = matrix @ tf.reshape(x, [-1, size, size * channels])
+    x = matrix @ tf.cast(tf.reshape(x, [-1, size, size * channels]), tf.float32)
     x = matrix @ tf.reshape(x, [-1, size, channels])
     x = tf.transpose(tf.reshape(x, [-1, a, tiles, a, tiles * channels]), [1, 3, 0, 2, 4])
     return tf.reshape(x, [a * a, -1, channels])
