@@ -336,12 +336,15 @@ class FusedBatchNormalization(layers.BatchNormalization):
 class Network(keras.Model):
     """A model whose weight decay is one loss, where Keras has one for each kernel: less to trace.
 
-    Only kernels with a keras.regularizers.L2 decay: its factor times the sum of their squares.
+    It is the factor of keras.regularizers.L2 times the sum of squares; losses of add_loss and
+    activity_regularizer are left out. With any other regularizer all losses are Keras' own.
     """
 
     @property
     def losses(self):
         kernels = [v for v in self.trainable_variables if v.regularizer]
+        if not all(isinstance(v.regularizer, keras.regularizers.L2) for v in kernels):
+            return super().losses
         factors = {v.regularizer.l2 for v in kernels}
         halves = {f: [tf.nn.l2_loss(v) for v in kernels if v.regularizer.l2 == f] for f in factors}
         return [2 * factor * tf.add_n(terms) for factor, terms in halves.items()]

@@ -324,3 +324,5 @@ def test_weight_decay_is_keras_own():
             np.testing.assert_allclose(joined, one_by_one, rtol=1e-6)
     assert len(ours.losses) == 2 and ours.losses[0].dtype == tf.float32
     assert not script.Network(inputs, inputs).losses
+    l1 = script.FastConv2D(4, 1, kernel_regularizer="l1")
+    assert len(script.Network(inputs, l1(x)).losses) == 3  # Keras' own, one for each that learns
