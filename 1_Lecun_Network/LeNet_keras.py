@@ -31,7 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors reach us as excepti
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default before AVX-512 VNNI
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU's other users room
 
-# A search for garbage goes through all that TensorFlow has loaded: by default, hundreds of times.
+# Python would search all that TensorFlow has loaded for garbage again and again: a slow start.
 gc.set_threshold(100_000)
 
 import keras

@@ -32,7 +32,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors reach us as excepti
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default before AVX-512 VNNI
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU's other users room
 
-# A search for garbage goes through all that TensorFlow has loaded: by default, hundreds of times.
+# Python would search all that TensorFlow has loaded for garbage again and again: a slow start.
 gc.set_threshold(100_000)
 
 import keras
@@ -550,8 +550,8 @@ def winograd(x, kernel):
     36 for each channel and filter where 4x4 outputs of a 3x3 kernel take 144, 64 instead of 400
     for 5x5. All tiles' values at a point times the kernel's are a matrix product. Rounding errors
     are larger than those of tf.nn.conv2d: up to 1e-5 of the outputs' standard deviation (rms).
-    bfloat16 is float32 on the way. For 3x3 kernels it takes this way for the gradients only, since
-    oneDNN's convolution is faster.
+    bfloat16 is float32 on the way, and with 3x3 kernels only the gradients take it, since oneDNN's
+    convolution is faster.
 
     Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015,
     https://arxiv.org/abs/1509.09308, section 4: F(4x4, r x r).

@@ -26,8 +26,8 @@ def operations(layer, x):
     return {operation.type for operation in graph(layer, x)}
 
 
-def with_gradient(layer):
-    """Return what computes the gradient of layer's input too."""
+def gradients_of(layer):
+    """Return a function of x that computes the gradients of x and of layer's kernel."""
 
     def run(x):
         with tf.GradientTape() as tape:
@@ -287,7 +287,7 @@ def test_fast_convolution_leaves_gpus_alone_and_half_precision_where_it_is_faste
         layer = script.FastConv2D(filters, kernel_size, **half)
         maps = tf.zeros((2, 8, 8, filters), tf.bfloat16)
         assert ("Conv2D" in operations(layer, maps)) == ("forward" in directly)
-        backward = operations(with_gradient(layer), maps)
+        backward = operations(gradients_of(layer), maps)
         assert ("Conv2DBackpropFilter" in backward) == ("back" in directly)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda device_type: [device_type])
     for options in {"kernel_size": 3}, {"kernel_size": 1}, {"kernel_size": 3, "groups": 4}:
