@@ -90,7 +90,7 @@ def imagenet_network(weights):
 def trained_network(path):
     """Return (network, names of its classes) of the file that a script of this collection saved.
 
-    The names are those of the data set in args.json beside it. The file is loaded in Keras' safe
+    The names are those in args.json beside it, or the data set's. The file is loaded in Keras' safe
     mode, in which it cannot run code.
     Raises UsageError when it cannot be used.
     """
@@ -108,9 +108,10 @@ def trained_network(path):
         ) from error
     names = [f"class {i}" for i in range(num_classes)]
     try:
-        dataset = json.loads(Path(path).with_name("args.json").read_text())["dataset"]
-        if len(CLASS_NAMES[dataset]) == num_classes:
-            names = CLASS_NAMES[dataset]
+        facts = json.loads(Path(path).with_name("args.json").read_text())
+        known = facts["class_names"] or CLASS_NAMES[facts["options"]["dataset"]]
+        if len(known) == num_classes:
+            names = [str(name) for name in known]
     except (OSError, ValueError, LookupError, TypeError):
         print(f"No args.json beside {path}: classes have numbers only.", file=sys.stderr)
     return model, names

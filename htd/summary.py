@@ -19,8 +19,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 SCHEDULERS = ("step", "cos", "tanh")
-# Options in which runs of one comparison may differ.
-FREE = {"scheduler", "count", "data_dir", "log_dir", "gpus"}
+# Options in which runs of one comparison may differ; the seed is counted up with the run.
+FREE = {"scheduler", "count", "seed", "data_dir", "log_dir", "gpus", "resume"}
 
 
 class MixedSettings(Exception):
@@ -35,9 +35,9 @@ def read_runs(folder):
     """
     finished, unfinished, first = {}, [], None
     for path in sorted(folder.glob("*/args.json")):
-        run, args = path.parent, json.loads(path.read_text())
-        if args.get("script") != "ResNet.py":
-            raise MixedSettings(f"{run} is a run of {args.get('script')}: move it elsewhere")
+        run, args = path.parent, json.loads(path.read_text()).get("options", {})
+        if not {"scheduler", "epochs"} <= args.keys():
+            raise MixedSettings(f"{run} is no run of ResNet.py: move it elsewhere")
         first = first or (run, args)
         for key in sorted((args.keys() | first[1].keys()) - FREE):
             if args.get(key) != first[1].get(key):

@@ -3,8 +3,9 @@
     python tests/copies.py          # list the differences, exit status 1 if there are any
     python tests/copies.py --fix    # write the text of the reference into the other scripts
 
-Functions, classes, constants and the import block of one name must have one text. The reference is
-4_Residual_Network/ResNet_keras.py, or the first script that has the name.
+Below the banner, all scripts have the same functions and classes in the same order; what has one
+name, there or above it, has one text. The reference is 4_Residual_Network/ResNet_keras.py, or the
+first script that has the name.
 """
 
 import argparse
@@ -16,17 +17,21 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "4_Residual_Network" / "ResNet_keras.py"
 OTHERS = {*ROOT.glob("[1-8]_*/*_keras.py"), *ROOT.glob("htd/ResNet.py")} - {REFERENCE}
 SCRIPTS = [REFERENCE, *sorted(OTHERS)]
-# What a script is about differs; so does what a step of the LeNet ladder has not learnt yet.
-LESSONS = {"parse_args", "build_network", "scheduler", "STEPS_PER_EXECUTION", "WEIGHTS"}
-# Of these names, the scripts named have a text of their own; None stands for all.
+BANNER = "data (from here on, all scripts have the same text)"
+LESSONS = {"WEIGHTS", "scheduler", "parse_args", "build_network", "lenet"}
+# Of these names, the scripts named have a text of their own, or none.
 EXCEPTIONS = {
-    "train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py"),
-    "lenet": None,
-    "pad": ("Wide_ResNet_keras.py",),
-    "FusedBatchNormalization": ("DenseNet_keras.py",),
-    "new_run": ("ResNet.py",),
-    "main": ("ResNet.py",),
-    "stock_layer": ("DenseNet_keras.py",),
+    "train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py"),  # have not learnt to augment
+    "augment": (
+        "LeNet_keras.py",
+        "LeNet_dp_keras.py",
+        "Wide_ResNet_keras.py",
+    ),  # pads by reflection
+    "conv": ("DenseNet_keras.py",),  # which has no strides
+    "imports": ("ResNet.py",),
+    "schedule": ("ResNet.py",),  # every epoch or every step
+    "start_run": ("ResNet.py",),  # in a folder that has the schedule's name
+    "train": ("ResNet.py",),
 }
 
 
@@ -50,9 +55,15 @@ def blocks(source):
 
 def is_lesson(name, script):
     """Whether this block of this script may differ from the reference."""
-    if name in EXCEPTIONS:
-        return EXCEPTIONS[name] is None or script.name in EXCEPTIONS[name]
-    return name in LESSONS
+    return name in LESSONS or script.name in EXCEPTIONS.get(name, ())
+
+
+def below_banner(script):
+    """Return the names of the parts below a script's banner, in their order, but for exceptions."""
+    source = script.read_text()
+    banner = next(i for i, line in enumerate(source.splitlines()) if line.endswith(BANNER))
+    every = [name for name, (start, _) in blocks(source).items() if start > banner]
+    return [name for name in every if name not in EXCEPTIONS]
 
 
 def differences(scripts=SCRIPTS, fix=False):
@@ -68,6 +79,8 @@ def differences(scripts=SCRIPTS, fix=False):
             if lines[start:end] != text:
                 found.append(f"{script.name}: {name}")
                 lines[start:end] = text
+        if below_banner(script) != below_banner(REFERENCE):
+            found.append(f"{script.name}: other parts, or in another order, below the banner")
         if fix:
             script.write_text("\n".join(lines) + "\n")
     return found

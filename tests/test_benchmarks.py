@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shlex
 import subprocess
 import sys
 
@@ -10,68 +9,79 @@ import keras
 import pytest
 from conftest import ROOT, load
 
+STEPS = ROOT / "benchmarks" / "steps.py"
+steps = load(STEPS)
 throughput = load(ROOT / "benchmarks" / "throughput.py")
+SCRIPT = "1_Lecun_Network/LeNet_dp_keras.py"
+
+
+def program(*arguments, cwd):
+    arguments = [sys.executable, *map(str, arguments)]
+    return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def test_multiply_adds():
     lenet = load("LeNet_keras").lenet()
     # conv1, conv2, and three dense layers
     by_hand = 28**2 * 6 * 75 + 10**2 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
-    assert throughput.multiply_adds(lenet) == by_hand
-    grouped = load("ResNeXt_keras").resnext(4, 64).get_layer("stage1_block1_conv2")
-    one_layer = keras.Model(grouped.input, grouped.output)
+    assert steps.multiply_adds(lenet) == by_hand
+    inputs = keras.layers.Input((32, 32, 256))
+    grouped = load("ResNeXt_keras").conv_bn(inputs, 256, 3, groups=4)
     # 256 channels, each made of the 64 of its group
-    assert throughput.multiply_adds(one_layer) == 32**2 * 256 * 9 * 64
+    assert steps.multiply_adds(keras.Model(inputs, grouped)) == 32**2 * 256 * 9 * 64
 
 
-@pytest.fixture
-def benchmark(tmp_path):
-    def benchmark(*options):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "benchmarks" / "throughput.py"), *options],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return benchmark
-
-
-def test_table_csv_and_picture(benchmark, tmp_path):
-    script = "1_Lecun_Network/LeNet_dp_keras.py"
-    options = ["--seconds", "0.2", "--repeats", "2", "--csv", "speed.csv", "--picture", "speed.png"]
-    done = benchmark(*options, script, f"{script} --batch_size 0")
+def test_table_csv_and_picture(tmp_path):
+    options = ["--seconds", "0.2", "--repeats", "1", "--csv", "speed.csv", "--picture", "speed.png"]
+    done = program(
+        STEPS.with_name("throughput.py"), *options, SCRIPT, f"{SCRIPT} -b 0", cwd=tmp_path
+    )
     assert done.returncode == 1  # of the second configuration, which does not spoil the first
-    assert f"error: {script} --batch_size 0: " in done.stderr
+    assert f"error: {SCRIPT} -b 0: " in done.stderr and "--batch_size 0" in done.stderr
     (row,) = csv.DictReader((tmp_path / "speed.csv").open())
     assert row["network"] == "LeNet_dp" and row["parameters"] == "62006"
-    slowest, median, fastest = (float(row[key]) for key in ("slowest", "images_per_s", "fastest"))
-    assert 0 < slowest <= median <= fastest
-    hours = 200 * (50000 + 10000 / 3) / median / 3600
-    assert float(row["training_hours"]) == pytest.approx(hours)
-    assert 0 < float(row["share_of_limit"]) < 1
+    plain, launched = (float(row[f"{name}_images_per_s"]) for name in ("plain", "launched"))
+    assert plain > 0 and float(row["launched_to_plain"]) == pytest.approx(launched / plain)
+    assert float(row["pipeline_cost"]) < 1
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
-    assert len(done.stdout.splitlines()) == 3  # the machine, the header, one row
+    assert len(done.stdout.splitlines()) == 2  # the header, one row
+    assert {path.name for path in tmp_path.iterdir()} == {"speed.csv", "speed.png"}  # no runs
 
 
-def test_comparison_takes_turns_and_quotes_ratios(monkeypatch, tmp_path, capfd):
-    rates = iter([2.0, 8.0, 6.0])
-    monkeypatch.setattr(
-        throughput, "in_new_process", lambda *_: {"images_per_s": next(rates), "peak_rss_mb": 100}
-    )
+def test_operations_of_a_step(tmp_path):
+    done = program(STEPS, "--operations", 8, ROOT / SCRIPT, "--dataset", "synthetic", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 8 and "Conv2DBackpropFilter" in done.stdout
+
+
+def test_programs_take_turns_and_the_table_has_medians(monkeypatch):
+    rates = iter([2, 4, 1, 4, 6, 3, 3, 6, 9])
+    order = []
+
+    def figures(command):
+        order.append(command)
+        row = {"images_per_s": next(rates), "network": "N", "pipeline_cost": 0.1}
+        return row | ({"peak_rss_mb": 7} if command == "b" else {})
+
+    monkeypatch.setattr(throughput, "figures", figures)
+    row = throughput.measure({"plain": "a", "launched": "b", "third": "c"}, repeats=3)
+    assert order == ["a", "b", "c"] * 3
+    assert [row[f"{name}_images_per_s"] for name in ("plain", "launched", "third")] == [3, 6, 3]
+    assert row["launched_to_plain"] == 2 and row["launched_to_plain_range"] == "1.50 to 2.00"
+    assert row["third_to_plain"] == 0.75 and row["third_to_plain_range"] == "0.50 to 3.00"
+    assert row["launched_peak_rss_mb"] == 7 and row["plain_peak_rss_mb"] is None
+
+
+def test_program_without_figures_is_named(tmp_path):
     peer = tmp_path / "peer.py"
-    peer.write_text(
-        f"print('starting'); print({json.dumps({'images_per_s': 2.0, 'peak_rss_mb': 200})!r})"
-    )
-    command = shlex.join([sys.executable, str(peer)])
-    throughput.compare("LeNet_keras.py", "float32", 1, 3, command)
-    *pairs, rate, memory = capfd.readouterr().out.splitlines()
-    assert [pair.split()[1] for pair in pairs] == ["2.00", "8.00", "6.00"]
-    assert rate == "images_per_s: ours / theirs 3.000 (1.000 to 4.000)"
-    assert memory == "peak_rss_mb: ours / theirs 0.500 (0.500 to 0.500)"
-
-    rates = iter([2.0])
-    peer.write_text("print('no figures')")
-    with pytest.raises(SystemExit, match="prints no JSON line with images_per_s"):
-        throughput.compare("LeNet_keras.py", "float32", 1, 3, command)
+    for text, message in (
+        (f"print('starting'); print({json.dumps({'images_per_s': 2})!r})", None),
+        ("print('no figures')", "it prints no JSON with images_per_s"),
+        ("import sys; sys.exit('error: no such network')", "error: no such network"),
+    ):
+        peer.write_text(text)
+        if message is None:
+            assert throughput.figures([sys.executable, str(peer)])["images_per_s"] == 2
+            continue
+        with pytest.raises(RuntimeError, match=message):
+            throughput.figures([sys.executable, str(peer)])

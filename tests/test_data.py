@@ -1,83 +1,240 @@
 """Reading images and making batches of them."""
 
-import sys
+import io
+import json
+import os
+import pickle
+import shutil
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import load, only_run
+from conftest import load
+from PIL import Image
 
 script = load("ResNet_keras")
 FILES = {
-    "cifar10": ([f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"], 1),
-    "cifar100": (["train.bin", "test.bin"], 2),
+    "cifar10": ([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], 1, 10),
+    "cifar100": (["train", "test"], 2, 100),
 }
 
 
-@pytest.fixture(scope="module", params=FILES)
-def binary(request, tmp_path_factory):
-    """A folder in the binary layout: (data set, folder, labels, pixels as written)."""
-    names, label_bytes = FILES[request.param]
-    folder, rng = tmp_path_factory.mktemp(request.param), np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (60000, 3072), np.uint8)
-    labels = rng.integers(0, script.NUM_CLASSES[request.param], (60000, 1), np.uint8)
-    coarse = np.full((60000, label_bytes - 1), 200, np.uint8)
-    records = np.concatenate([coarse, labels, pixels], axis=1)
+class Python2Pickler(pickle._Pickler):
+    """Pickles as Python 2 did, by which CIFAR's files were written: all strings are bytes."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_text(self, value):
+        value = value.encode() if isinstance(value, str) else value
+        self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_text
+
+
+def python_version(records, dataset):
+    """One file's content in the layout of the Python version, of the same file's binary version."""
+    label_bytes = FILES[dataset][1]
+    content = {b"batch_label": b"training batch", b"data": records[:, label_bytes:]}
+    names = [b"labels"] if label_bytes == 1 else [b"coarse_labels", b"fine_labels"]
+    content |= {name: records[:, i].tolist() for i, name in enumerate(names)}
+    content[b"filenames"] = [b"%d.png" % i for i in range(len(records))]
+    file = io.BytesIO()
+    Python2Pickler(file, protocol=2).dump(content)
+    return file.getvalue().replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray")
+
+
+KINDS = [(dataset, kind) for dataset in FILES for kind in (".bin", "")]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def cifar(request, tmp_path_factory):
+    """A folder as it is unpacked: (data set, folder, its files, records as in the binary one)."""
+    dataset, kind = request.param
+    names, label_bytes, classes = FILES[dataset]
+    folder, rng = tmp_path_factory.mktemp("cifar") / "unpacked", np.random.default_rng(0)
+    folder.mkdir()
+    records = rng.integers(0, 256, (60000, label_bytes + 3072), np.uint8)
+    records[:, : label_bytes - 1] = 200  # the coarse label
+    records[:, label_bytes - 1] %= classes
+    paths = [folder / (name + kind) for name in names]
     parts = np.split(records, [50000] if label_bytes == 2 else range(10000, 60000, 10000))
-    for name, part in zip(names, parts):
-        part.tofile(folder / name)
-    return request.param, folder, labels, pixels
+    for path, part in zip(paths, parts):
+        path.write_bytes(part.tobytes() if kind else python_version(part, dataset))
+    return dataset, folder, paths, records
 
 
-def test_binary_version_is_read(binary):
-    dataset, folder, labels, pixels = binary
-    (x_train, y_train), (x_test, y_test) = script.load_data(dataset, folder)
+@pytest.mark.parametrize("above", [False, True])
+def test_binary_and_python_version_are_read(cifar, above):
+    dataset, folder, _, records = cifar
+    label_bytes, classes = FILES[dataset][1:]
+    (x_train, y_train), (x_test, y_test), names = script.load_data(
+        dataset, folder.parent if above else folder
+    )
     assert x_train.shape == (50000, 32, 32, 3) and x_test.shape == (10000, 32, 32, 3)
     assert x_train.dtype == x_test.dtype == np.uint8
     assert y_train.dtype == y_test.dtype == np.int32
-    np.testing.assert_array_equal(np.concatenate([y_train, y_test]), labels[:, 0])
-    for image, record in ((x_train[12345], pixels[12345]), (x_test[7], pixels[50007])):
-        for channel in range(3):
-            plane = record[1024 * channel : 1024 * (channel + 1)]
-            np.testing.assert_array_equal(image[:, :, channel].ravel(), plane)
+    assert len(names) == (10 if dataset == "cifar10" else 0)
+    np.testing.assert_array_equal(np.concatenate([y_train, y_test]), records[:, label_bytes - 1])
+    for image, record in ((x_train[12345], records[12345]), (x_test[7], records[50007])):
+        planes = record[label_bytes:].reshape(3, 32, 32)
+        np.testing.assert_array_equal(image, planes.transpose(1, 2, 0))
 
 
-def test_whole_run_on_a_binary_version(binary, tmp_path, monkeypatch):
-    dataset, folder, *_ = binary
-    options = ["--dataset", dataset, "--data_dir", str(folder), "--batch_size", "5000", "-e", "1"]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["LeNet_keras.py", *options])
-    load("LeNet_keras").main()
-    run = only_run(tmp_path)
+@pytest.mark.parametrize(
+    "cifar",
+    [pytest.param(("cifar10", ".bin"), marks=pytest.mark.slow), ("cifar100", "")],
+    indirect=True,
+    ids=str,
+)
+def test_whole_run_on_it(cifar, train_here):
+    dataset, folder, *_ = cifar
+    options = ["--dataset", dataset, "--data_dir", folder, "--batch_size", 5000, "-e", 1]
+    run = train_here("LeNet_keras", *options)
     model = keras.models.load_model(run / "model.keras")
-    assert model.output_shape == (None, script.NUM_CLASSES[dataset])
-    assert (run / "confusion.png").exists() and (run / "curves.png").exists()
+    assert model.output_shape == (None, FILES[dataset][2])
 
 
-def test_unusable_files_are_named(binary):
-    dataset, folder, *_ = binary
-    path = folder / FILES[dataset][0][0]
+def test_unusable_files_are_named(cifar):
+    dataset, folder, (path, *_), records = cifar
+    label_bytes, classes = FILES[dataset][1:]
     whole = path.read_bytes()
+    part = records[: 50000 if label_bytes == 2 else 10000].copy()
+    part[5, label_bytes - 1] = classes
+    bad_label = part.tobytes() if path.suffix else python_version(part, dataset)
+    part[5] = 0
+    short = part[:-1].tobytes() if path.suffix else python_version(part[:-1], dataset)
     try:
-        for damaged in (whole[:-1], whole[: len(whole) // 2], whole + b"\0", b""):
+        for damaged in (whole[: len(whole) // 2], whole[:-3072], b"", short, bad_label):
             path.write_bytes(damaged)
-            with pytest.raises(script.UsageError, match=f"{path.name} has {len(damaged)} bytes"):
+            with pytest.raises(SystemExit) as stop:
                 script.load_data(dataset, folder)
-        label = FILES[dataset][1] - 1
-        path.write_bytes(whole[:label] + bytes([script.NUM_CLASSES[dataset]]) + whole[label + 1 :])
-        with pytest.raises(script.UsageError, match=f"{path.name} has the label"):
-            script.load_data(dataset, folder)
+            message = stop.value.code
+            assert message.startswith(f"error: {path} is not the file of {dataset} that it should")
+            assert "\n" not in message
+            assert (damaged != bad_label) or message.endswith(f"it has the label {classes}")
         path.unlink()
-        with pytest.raises(script.UsageError, match=f"{path.name} is missing"):
+        with pytest.raises(SystemExit, match=f"^error: --data_dir .*: no {path.stem}"):
             script.load_data(dataset, folder)
+        path.write_bytes(whole)
+        last = folder / FILES[dataset][0][-1]
+        last = last.with_name(last.name + path.suffix)
+        away = last.rename(folder / "elsewhere")
+        with pytest.raises(SystemExit, match=f"^error: {last} .*No such file"):
+            script.load_data(dataset, folder)
+        away.rename(last)
     finally:
         path.write_bytes(whole)
 
 
+class Call:
+    """Unpickled, it calls a function."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "call, asked",
+    [
+        (Call(os.system, "touch evil"), f"{os.system.__module__}.system"),
+        (Call(np.save, "evil", 1), "numpy.save"),
+        (Call(np.lib.format.open_memmap, "evil", "w+", "u1", (1,)), "open_memmap"),
+        (Call(eval, "open('evil', 'w')"), "eval"),
+        (Call(getattr, np.ndarray, "tofile"), "getattr"),
+    ],
+)
+def test_pickle_that_asks_for_code_is_refused(call, asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for protocol in range(6):
+        (tmp_path / "data_batch_1").write_bytes(pickle.dumps(call, protocol))
+        with pytest.raises(SystemExit, match=f"data_batch_1 is not .*: it asks for .*{asked}$"):
+            script.load_data("cifar10", tmp_path)
+        assert os.listdir(tmp_path) == ["data_batch_1"]
+
+
+def paint(path, pixels):
+    """Save pixels, or one colour, as a picture of their own size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.uint8(pixels)).save(path)
+
+
+def test_own_pictures_are_read(pictures):
+    """Those of 32x32 pixels as they are, in the order of their classes and names."""
+    *sets, names = script.load_data("cifar10", pictures())
+    assert names == [f"class_{i}" for i in range(10)]
+    for seed, (images, labels) in enumerate(sets, start=1):
+        assert images.dtype == np.uint8 and labels.dtype == np.int32
+        expected, classes = script.synthetic_images(len(images), seed)
+        order = np.argsort(classes, kind="stable")
+        np.testing.assert_array_equal(labels, classes[order])
+        np.testing.assert_array_equal(images, expected[order])
+
+
+def test_own_pictures_are_cropped_and_averaged(tmp_path, train_here):
+    wide = np.zeros((64, 96, 3))
+    wide[:, 16:80] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
+    averages = wide[:, 16:80].reshape(32, 2, 32, 2, 3).mean((1, 3))
+    grey = np.full((20, 20), 90)  # smaller than 32x32, and of one channel
+    for part in ("train", "test"):
+        paint(tmp_path / part / "a cat" / "1.png", wide)
+        paint(tmp_path / part / "dog" / "2.PNG", wide.transpose(1, 0, 2))
+        paint(tmp_path / part / "dog" / "3.jpg", grey)
+        (tmp_path / part / "dog" / "notes.txt").write_text("no picture")
+    (images, labels), test, names = script.load_data("cifar100", tmp_path)
+    assert names == ["a cat", "dog"]
+    np.testing.assert_array_equal(labels, [0, 1, 1])
+    np.testing.assert_array_equal(images, test[0])
+    np.testing.assert_allclose(images[0], averages, atol=0.51)
+    np.testing.assert_allclose(images[1], averages.transpose(1, 0, 2), atol=0.51)
+    np.testing.assert_array_equal(images[2], np.full((32, 32, 3), 90))
+
+    run = train_here("LeNet_keras", "--data_dir", tmp_path, "--batch_size", 3, "--epochs", 1)
+    assert json.loads((run / "args.json").read_text())["class_names"] == names
+    assert keras.models.load_model(run / "model.keras").output_shape == (None, 2)
+
+
+def test_own_pictures_may_lack_a_class_in_training(tmp_path, train_here):
+    """The network has an output for it all the same."""
+    for place in ("train/cat", "train/dog", "test/cat", "test/dog", "test/fox"):
+        paint(tmp_path / place / "1.png", np.zeros((9, 9)))
+    (tmp_path / "train" / "fox").mkdir()
+    run = train_here("LeNet_keras", "--data_dir", tmp_path, "--batch_size", 2, "--epochs", 1)
+    assert json.loads((run / "args.json").read_text())["class_names"] == ["cat", "dog", "fox"]
+    assert keras.models.load_model(run / "model.keras").output_shape == (None, 3)
+
+
+@pytest.mark.parametrize(
+    "spoil, part",
+    [
+        (lambda path: shutil.rmtree(path / "test" / "cat"), "test"),
+        (lambda path: shutil.rmtree(path / "test"), "test"),
+        (lambda path: (path / "train" / "cat" / "1.png").write_text("no picture"), "train"),
+        (lambda path: (path / "test" / "dog" / "2.jpg").write_bytes(b""), "test"),
+        (lambda path: [file.unlink() for file in path.glob("train/*/*")], "train"),
+    ],
+    ids=["class missing", "test missing", "text", "empty", "nothing"],
+)
+def test_own_pictures_that_cannot_be_used(spoil, part, tmp_path):
+    for place in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        paint(tmp_path / place / "1.png", np.zeros((9, 9)))
+    script.load_data("cifar10", tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        script.load_data("cifar10", tmp_path)
+    message = stop.value.code
+    assert message.startswith(f"error: cannot read {tmp_path / part}/CLASS/*: ")
+    assert "\n" not in message
+
+
 def test_synthetic_images_are_balanced_repeatable_and_disjoint():
-    (x_train, y_train), (x_test, y_test) = script.load_data("synthetic")
+    (x_train, y_train), (x_test, y_test), _ = script.load_data("synthetic")
     assert x_train.shape == (5000, 32, 32, 3) and x_train.dtype == np.uint8
+    assert x_test.shape == (1000, 32, 32, 3) and y_test.dtype == np.int32
     assert np.bincount(y_train, minlength=10).min() > 400
     assert np.bincount(y_test, minlength=10).min() > 60
     again = script.load_data("synthetic")
@@ -85,23 +242,26 @@ def test_synthetic_images_are_balanced_repeatable_and_disjoint():
     assert not {image.tobytes() for image in x_train} & {image.tobytes() for image in x_test}
 
 
-def test_augmentation_shifts_and_mirrors():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
-    padded = script.pad(images)
-    assert padded.shape == (3, 40, 40, 3) and padded.dtype == np.uint8
-    np.testing.assert_array_equal(padded[0, 0, 0], images.mean((0, 1, 2)).round())
-    chosen = np.tile(np.arange(3, dtype=np.int32), 2000)
-    batch = script.augment(tf.constant(padded), tf.constant(chosen), tf.constant([1, 2])).numpy()
-    assert batch.shape == (6000, 32, 32, 3) and batch.dtype == np.uint8
-    for index in range(3):
+@pytest.mark.parametrize(
+    "name, border",
+    [
+        ("ResNet_keras", {"constant_values": 121}),
+        ("LeNet_dp_da_keras", {"constant_values": 121}),
+        ("Wide_ResNet_keras", {"mode": "reflect"}),
+    ],
+)
+def test_augmentation_shifts_and_mirrors(name, border):
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    padded = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)], **border)
+    batch = load(name).augment(tf.constant(images.repeat(2000, axis=0)), tf.constant([1, 2]))
+    assert batch.shape == (6000, 32, 32, 3) and batch.dtype == tf.uint8
+    for one, augmented in zip(padded, np.split(batch, 3)):
         variants = {}
-        for top in range(9):
-            for left in range(9):
-                crop = padded[index, top : top + 32, left : left + 32]
-                variants[crop.tobytes()] = (top, left, False)
-                variants[crop[:, ::-1].tobytes()] = (top, left, True)
-        seen = [variants[image.tobytes()] for image in batch[chosen == index]]
+        for top, left in np.ndindex(9, 9):
+            crop = one[top : top + 32, left : left + 32]
+            variants[crop.tobytes()] = (top, left, False)
+            variants[crop[:, ::-1].tobytes()] = (top, left, True)
+        seen = [variants[image.tobytes()] for image in augmented]
         assert set(seen) == set(variants.values())  # all 9 x 9 x 2 of them, and no other
         assert 0.45 < np.mean([mirrored for *_, mirrored in seen]) < 0.55
 
@@ -110,12 +270,11 @@ def test_augmentation_shifts_and_mirrors():
     "name", ["ResNet_keras", "LeNet_keras", "LeNet_dp_da_keras", "Wide_ResNet_keras"]
 )
 def test_batches_are_a_function_of_seed_epoch_and_step(name):
-    module = load(name)
     labels = np.arange(50, dtype=np.int32)
     images = np.zeros((50, 32, 32, 3), np.uint8) + (5 * labels[:, None, None, None]).astype("uint8")
 
-    def batches(seed, initial_epoch):
-        dataset = module.train_batches(images, labels, 8, seed, initial_epoch, 3)
+    def batches(seed, first_epoch):
+        dataset = load(name).train_batches(images, labels, 8, seed, first_epoch, 3)
         return [(x.numpy(), y.numpy()) for x, y in dataset]
 
     whole, resumed, other = batches(7, 0), batches(7, 1), batches(8, 0)

@@ -2,82 +2,74 @@
 
 import json
 import os
-import runpy
 import shutil
-import sys
 import zipfile
 
 import keras
 import numpy as np
 import pytest
-from conftest import SCRIPTS, load, only_run, run
+from conftest import SCRIPTS, load, run
 
 
 @pytest.fixture
-def error_of(monkeypatch, tmp_path, capfd):
+def error_of(monkeypatch, tmp_path):
     """Run a script with options that cannot work in an empty folder; return its one line."""
 
     def error_of(name, *options):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(SCRIPTS[name]), *map(str, options)])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            load(name).main(list(options))
         message = stop.value.code
         assert isinstance(message, str)  # sys.exit prints it on stderr and the status is 1
-        assert "\n" not in message and message.startswith(f"{name}.py: error: ")
-        return message.removeprefix(f"{name}.py: error: ")
+        assert "\n" not in message and message.startswith("error: ")
+        return message.removeprefix("error: ")
 
     return error_of
+
+
+WHOLE = "is not a whole number from 1 to 2147483647"
 
 
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("ResNet_keras", ["--stack_n", 0], "--stack_n: 0 is not a whole number of at least 1"),
-        ("ResNet_keras", ["--stack_n", "two"], "--stack_n: two is not a whole number"),
-        (
-            "Wide_ResNet_keras",
-            ["--depth", 29],
-            "--depth: 29 is not 6n+4, n at least 1: take 28 or 34",
-        ),
-        (
-            "Wide_ResNet_keras",
-            ["--depth", 4],
-            "--depth: 4 is not 6n+4, n at least 1: take 10 or 16",
-        ),
-        ("Wide_ResNet_keras", ["--width", 0], "--width: 0 is not a whole number of at least 1"),
-        ("Wide_ResNet_keras", ["--dropout", 1], "--dropout: 1 is not a number from 0 to less than"),
-        ("Wide_ResNet_keras", ["--dropout", "nan"], "--dropout: nan is not a number from 0"),
-        (
-            "DenseNet_keras",
-            ["--depth", 99],
-            "--depth: 99 is not 6n+4, n at least 1: take 94 or 100",
-        ),
-        ("DenseNet_keras", ["--growth_rate", -1], "--growth_rate: -1 is not a whole number"),
-        ("ResNeXt_keras", ["--cardinality", 0], "--cardinality: 0 is not a whole number"),
-        ("ResNeXt_keras", ["--base_width", 1.5], "--base_width: 1.5 is not a whole number"),
-        (
-            "SENet_keras",
-            ["--ratio", 20],
-            "--ratio: 256 channels cannot be divided by 20: take 16 or 32",
-        ),
-        ("SENet_keras", ["--ratio", 999], "256 channels cannot be divided by 999: take 128 or 256"),
-        ("SENet_keras", ["--cardinality", "x"], "--cardinality: x is not a whole number"),
-        ("LeNet_keras", ["--batch_size", 0], "--batch_size: 0 is not a whole number"),
-        ("LeNet_keras", ["--epochs", 0], "--epochs: 0 is not a whole number"),
+        ("ResNet_keras", ["--stack_n", 0], f"--stack_n 0 {WHOLE}"),
+        ("ResNet_keras", ["--stack_n", "two"], "--stack_n: invalid int value: two"),
+        ("Wide_ResNet_keras", ["--depth", 29], "--depth: 29 is not 6n+4: take 28 or 34"),
+        ("Wide_ResNet_keras", ["--depth", 4], "--depth: 4 is not 6n+4: take 10 or 16"),
+        ("Wide_ResNet_keras", ["--depth", "x"], "--depth: invalid depth value: x"),
+        ("Wide_ResNet_keras", ["--width", 0], f"--width 0 {WHOLE}"),
+        ("Wide_ResNet_keras", ["--dropout", 1], "--dropout: invalid fraction value: 1"),
+        ("Wide_ResNet_keras", ["--dropout", "nan"], "--dropout: invalid fraction value: nan"),
+        ("DenseNet_keras", ["--depth", 99], "--depth: 99 is not 6n+4: take 94 or 100"),
+        ("DenseNet_keras", ["--depth", -2], "--depth: -2 is not 6n+4: take 10 or 16"),
+        ("DenseNet_keras", ["--growth_rate", -1], f"--growth_rate -1 {WHOLE}"),
+        ("ResNeXt_keras", ["--cardinality", 0], f"--cardinality 0 {WHOLE}"),
+        ("ResNeXt_keras", ["--base_width", 1.5], "--base_width: invalid int value: 1.5"),
+        ("SENet_keras", ["--ratio", 20], "--ratio: invalid choice: 20 (choose from 1, 2, 4, 8"),
+        ("SENet_keras", ["--cardinality", "x"], "--cardinality: invalid int value: x"),
+        ("ResNet", ["--count", 0], f"--count 0 {WHOLE}"),
+        ("ResNet", ["--lower", 3], "--upper 3.0 must be more than --lower 3.0"),
+        ("ResNet", ["--upper", "nan"], "--upper nan must be more than --lower -6.0"),
+        ("ResNet", ["--lower=-inf"], "--upper 3.0 must be more than --lower -inf"),
+        ("ResNet", ["--scheduler", "linear"], "(choose from step, cos, tanh)"),
+        ("LeNet_keras", ["--batch_size", 0], f"--batch_size 0 {WHOLE}"),
+        ("LeNet_keras", ["--epochs", 0], f"--epochs 0 {WHOLE}"),
+        ("LeNet_keras", ["--epochs", 2**31], f"--epochs 2147483648 {WHOLE}"),
         ("LeNet_keras", ["--dataset", "mnist"], "(choose from cifar10, cifar100, synthetic)"),
         ("LeNet_keras", ["--precision", "int8"], "(choose from float32, mixed_bfloat16"),
         ("LeNet_keras", ["--epoch", 3], "unrecognized arguments: --epoch 3"),
-        ("LeNet_keras", ["--seed", -1], "--seed must be a whole number from 0"),
-        ("LeNet_keras", ["--gpus", 3], "--batch_size 128 cannot be shared by --gpus 3"),
+        ("LeNet_keras", ["--seed", -1], "--seed -1 is not a whole number from 0 to 2147483647"),
+        ("LeNet_keras", ["--gpus", 0], f"--gpus 0 {WHOLE}"),
+        ("LeNet_keras", ["--gpus", 3], "--gpus 3 takes no mixed_float16 and a --batch_size"),
         (
             "LeNet_keras",
             ["--gpus", 2, "--precision", "mixed_float16"],
-            "--precision mixed_float16 needs --gpus 1",
+            "--gpus 2 takes no mixed_float16",
         ),
-        ("LeNet_keras", ["--data_dir", "x", "--dataset", "synthetic"], "--data_dir is for cifar10"),
-        ("LeNet_keras", ["--data_dir", "nowhere"], "nowhere/data_batch_1.bin is missing"),
-        ("LeNet_keras", ["--resume", "nowhere"], "nowhere: not the folder of a run of this script"),
+        ("LeNet_keras", ["--data_dir", "nowhere"], "nowhere: no data_batch_1.bin, data_batch_1 "),
+        ("LeNet_keras", ["--data_dir", "nowhere", "--dataset", "cifar100"], ": no train.bin, "),
+        ("LeNet_keras", ["--resume", "nowhere"], "nowhere is not the folder of a run"),
     ],
 )
 def test_option_that_cannot_be(error_of, tmp_path, name, options, message):
@@ -89,8 +81,8 @@ def test_option_that_cannot_be(error_of, tmp_path, name, options, message):
     "options, message",
     [
         (["--batch_size", 5001], "--batch_size 5001 is more than the 5000 training images"),
-        (["--gpus", 64], "--gpus 64: TensorFlow sees only CPU:0"),
-        (["--log_dir", "file/runs"], "Not a directory): change --log_dir"),
+        (["--gpus", 64], "--gpus 64: there are only cpu:0 here"),
+        (["--log_dir", "file/runs"], "Not a directory: "),
     ],
 )
 def test_option_that_does_not_fit_this_machine(error_of, tmp_path, options, message):
@@ -100,27 +92,22 @@ def test_option_that_does_not_fit_this_machine(error_of, tmp_path, options, mess
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_no_network_names_the_two_ways_on(tmp_path):
-    nowhere = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path)}
-    done = run("LeNet_keras", cwd=tmp_path, env=os.environ | nowhere)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    message = done.stderr.splitlines()[-1]
-    assert message.startswith("LeNet_keras.py: error: cannot download cifar10 (")
-    assert "--data_dir" in message and "--dataset synthetic" in message
-    assert not list(tmp_path.glob("runs"))
-
-
-@pytest.mark.parametrize("name", ["Vgg19_keras.py", "Vgg_prediction.py"])
-def test_no_network_for_imagenet_weights(name, tmp_path):
-    nowhere = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path)}
-    script = SCRIPTS["Vgg19_keras"].with_name(name)
-    options = ["picture.png"] if "prediction" in name else ["--dataset", "synthetic"]
+@pytest.mark.parametrize(
+    "script, options, way_on",
+    [
+        (SCRIPTS["LeNet_keras"], [], ["--data_dir", "--dataset synthetic"]),
+        (SCRIPTS["Vgg19_keras"], ["--dataset", "synthetic"], ["--weights FILE"]),
+        (SCRIPTS["Vgg19_keras"].with_name("Vgg_prediction.py"), ["x.png"], ["--weights FILE"]),
+    ],
+    ids=lambda value: getattr(value, "stem", ""),
+)
+def test_no_network_names_the_ways_on(script, options, way_on, tmp_path):
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path / "home")}
     done = run(script, *options, cwd=tmp_path, env=os.environ | nowhere)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     message = done.stderr.splitlines()[-1]
-    assert message.startswith(f"{name}: error: cannot download the ImageNet weights (")
-    assert "--weights FILE" in message
-    assert not list(tmp_path.glob("runs"))
+    assert "error: " in message and all(option in message for option in way_on)
+    assert {path.name for path in tmp_path.iterdir()} <= {"home"}
 
 
 def test_weights_that_do_not_fit(error_of, tmp_path):
@@ -135,91 +122,160 @@ def test_weights_that_do_not_fit(error_of, tmp_path):
     assert not list(tmp_path.glob("runs"))
 
 
+OPTIONS = ["--batch_size", 40, "--epochs", 2]
+
+
 @pytest.fixture(scope="module")
-def unfinished(tmp_path_factory):
-    """The folder of a run of LeNet that ended before its pictures were drawn."""
-    folder = tmp_path_factory.mktemp("unfinished")
-    done = run("LeNet_keras", "--dataset", "synthetic", "--epochs", 1, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    (only_run(folder) / "model.keras").unlink()
-    return only_run(folder)
+def finished(pictures, tmp_path_factory):
+    """The folder of a run of LeNet_dp on 80 pictures, two epochs of two steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    options = ["--data_dir", pictures(80), *OPTIONS, "--log_dir", folder]
+    load("LeNet_dp_keras").main(options)
+    return next(folder.glob("*/*"))
 
 
-def copied(run_folder, tmp_path):
-    return shutil.copytree(run_folder, tmp_path / "run")
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of that folder, before its network was saved."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "model.keras").unlink()
+    return tmp_path / "run"
 
 
-def test_resume_of_a_truncated_checkpoint(error_of, unfinished, tmp_path):
-    folder = copied(unfinished, tmp_path)
-    whole = (folder / "last.keras").read_bytes()
+@pytest.fixture
+def refused(error_of, copied):
+    """Resume the run; return the one line of its refusal, which changes none of its files."""
+
+    def contents():
+        return {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+
+    def refused(*options, name="LeNet_dp_keras"):
+        before = contents()
+        message = error_of(name, "--resume", copied, *options)
+        assert contents() == before
+        return message
+
+    return refused
+
+
+def test_resume_of_a_truncated_checkpoint(refused, copied):
+    whole = (copied / "last.keras").read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", whole[:-100]):
-        (folder / "last.keras").write_bytes(damaged)
-        assert "last.keras is damaged or of another network" in error_of(
-            "LeNet_keras", "--resume", folder
-        )
-        assert (folder / "last.keras").read_bytes() == damaged
+        (copied / "last.keras").write_bytes(damaged)
+        assert f"{copied}/last.keras is damaged, start a new run" in refused()
 
 
-def test_resume_of_something_else(error_of, unfinished, tmp_path):
-    folder = copied(unfinished, tmp_path)
-    assert "not the folder of a run of this script" in error_of("ResNet_keras", "--resume", folder)
-    assert "--epochs cannot change on the way: this run has 1" in error_of(
-        "LeNet_keras", "--resume", folder, "--epochs", 2
-    )
-    options = json.loads((folder / "args.json").read_text())
-    for text in ("", "[]", "{}", "{", json.dumps(options | {"script": "other.py"})):
-        (folder / "args.json").write_text(text)
-        assert "not the folder of a run of this script" in error_of(
-            "LeNet_keras", "--resume", folder
-        )
-    for option, value in (("epochs", "many"), ("batch_size", -1), ("colour", "red"), ("epoch", 1)):
-        (folder / "args.json").write_text(json.dumps(options | {option: value}))
-        assert option in error_of("LeNet_keras", "--resume", folder)
+@pytest.mark.parametrize("name", ["LeNet_keras", "LeNet_dp_da_keras", "ResNet_keras"])
+def test_resume_of_a_run_of_another_script(refused, name):
+    """Even if it is of the same architecture."""
+    assert "a run of LeNet_dp, or with other classes" in refused(name=name)
+
+
+def test_resume_with_other_classes(refused, pictures, tmp_path):
+    others = shutil.copytree(pictures(80), tmp_path / "others")
+    for part in ("train", "test"):
+        (others / part / "class_9").rename(others / part / "class_99")
+    assert "or with other classes" in refused("--data_dir", others)
+
+
+@pytest.mark.parametrize(
+    "option, value, saved",
+    [("batch_size", 20, 40), ("seed", 5, 0), ("dataset", "cifar100", "cifar10")],
+)
+def test_options_that_cannot_change_on_the_way(refused, option, value, saved):
+    assert f"--{option} cannot change on the way: " in (message := refused(f"--{option}", value))
+    assert message.endswith(f" has {saved}")
+
+
+def test_size_of_the_network_cannot_change_on_the_way(error_of, tmp_path):
+    options = {"stack_n": 1, "dataset": "synthetic"}
+    (tmp_path / "args.json").write_text(json.dumps({"options": options}))
+    message = error_of("ResNet_keras", "--resume", tmp_path, "--stack_n", 2)
+    assert f"--stack_n cannot change on the way: {tmp_path} has 1" in message
+
+
+NOTHING = [
+    *("", "{", "[]", "{}", "null", "3", '"options"', '[{"options": {}}]', "[" * 5000),
+    *(f'{{"options": {value}}}' for value in ("null", "[]", "[1]", "3", '"seed"', '{"a": {')),
+    '{"options": {}}',
+    '{"network": "LeNet_dp", "options": {}}',
+    '{"network": null, "class_names": null, "options": {"dataset": "synthetic"}}',
+    b"\xff\xfe\x00",
+]
+
+
+@pytest.mark.parametrize("text", NOTHING)
+def test_args_that_are_no_ones(refused, copied, pictures, text):
+    (copied / "args.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert str(copied) in refused("--data_dir", pictures(80), *OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("epochs", "many"),
+        ("epochs", None),
+        ("epochs", 1.5),
+        ("epochs", True),
+        ("batch_size", -1),
+        ("batch_size", [40]),
+        ("batch_size", {"a": {"b": 40}}),
+        ("seed", False),
+        ("gpus", 0),
+        ("dataset", "mnist"),
+        ("dataset", ["cifar10"]),
+        ("precision", None),
+        ("precision", "float64"),
+        ("data_dir", {}),
+        ("data_dir", "/nowhere"),
+        ("colour", "red"),
+        ("colour", True),
+        ("colour", None),
+        ("epoch", 1),
+        ("", True),
+        ("stack_n", 1),
+    ],
+)
+def test_option_in_args_that_cannot_be(refused, copied, option, value):
+    saved = json.loads((copied / "args.json").read_text())
+    saved["options"][option] = value
+    (copied / "args.json").write_text(json.dumps(saved))
+    assert option in refused()
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r\r\n"])  # the last is CSVLogger's on Windows
-def test_resume_keeps_the_rows_of_finished_epochs(unfinished, tmp_path, newline):
-    script, folder = load("LeNet_keras"), copied(unfinished, tmp_path)
-    header, row = (unfinished / "log.csv").read_text().split()
-    (folder / "log.csv").write_text(newline.join([header, row, "1,0.5", ""]), newline="")
+def test_resume_keeps_the_rows_of_finished_epochs(copied, newline):
+    script = load("LeNet_dp_keras")
+    header, *rows = (copied / "log.csv").read_text().split()
+    assert len(rows) == 2
+    (copied / "log.csv").write_text(newline.join([header, *rows, "2,0.5", ""]), newline="")
+    names = json.loads((copied / "args.json").read_text())["class_names"]
     model = script.multi_gpu_model(script.lenet, 1)
-    assert script.resume(folder, model, 39) == 1
-    assert (folder / "log.csv").read_text() == f"{header}\n{row}\n"
-    (folder / "last.keras").unlink()
-    assert script.resume(folder, model, 39) == 0
-    assert (folder / "log.csv").read_text() == ""  # CSVLogger then writes a whole header
+    assert script.resume(copied, model, names, 2) == 2
+    kept = newline.join([header, *rows, ""])
+    assert (copied / "log.csv").read_bytes().decode() == kept
+    assert script.resume(copied, model, names, 2) == 2
+    assert (copied / "log.csv").read_bytes().decode() == kept
+    (copied / "last.keras").unlink()
+    assert script.resume(copied, model, names, 2) == 0
+    assert (
+        copied / "log.csv"
+    ).read_bytes().decode() == header + newline  # below which CSVLogger goes on
 
 
-def test_checkpoint_cannot_run_code(unfinished, tmp_path):
+def test_checkpoint_cannot_run_code(finished, copied):
     """The configuration inside last.keras is not even read: only its numbers are."""
-    folder = copied(unfinished, tmp_path)
-    with zipfile.ZipFile(unfinished / "last.keras") as old:
+    with zipfile.ZipFile(finished / "last.keras") as old:
         parts = {name: old.read(name) for name in old.namelist()}
     parts["config.json"] = b'{"class_name": "Lambda", "config": {"function": "evil"}}'
-    with zipfile.ZipFile(folder / "last.keras", "w") as new:
+    with zipfile.ZipFile(copied / "last.keras", "w") as new:
         for name, content in parts.items():
             new.writestr(name, content)
-    script = load("LeNet_keras")
+    script = load("LeNet_dp_keras")
+    names = json.loads((copied / "args.json").read_text())["class_names"]
     model, expected = (script.multi_gpu_model(script.lenet, 1) for _ in range(2))
-    assert script.resume(folder, model, 39) == script.resume(unfinished, expected, 39) == 1
-    for a, b in zip(model.get_weights(), expected.get_weights()):
+    assert (
+        script.resume(copied, model, names, 2) == script.resume(finished, expected, names, 2) == 2
+    )
+    for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_emulated_precisions_are_told_from_native_ones(monkeypatch, tmp_path):
-    script, cpuinfo = load("ResNet_keras"), tmp_path / "cpuinfo"
-    monkeypatch.setattr(script, "Path", lambda path: cpuinfo)
-    for flags, expected in (
-        ("avx512f avx512_vnni", ["bfloat16", "float16"]),
-        ("avx512f avx512_bf16", ["float16"]),
-        (None, ["float16"]),
-    ):
-        cpuinfo.unlink(missing_ok=True)
-        if flags:
-            cpuinfo.write_text(f"flags\t\t: fpu {flags}\n")
-        script.processor_flags.cache_clear()
-        names = ("float32", "bfloat16", "float16")
-        assert [name for name in names if script.emulated(name)] == expected
-    script.processor_flags.cache_clear()
-    monkeypatch.setattr(script.tf.config, "list_physical_devices", lambda kind: [kind])
-    assert not script.emulated("float16")

@@ -40,7 +40,7 @@ def test_bounds_of_the_tangent_are_options():
 def test_rate_changes_every_epoch_or_every_step(per_step):
     args = argparse.Namespace(scheduler="cos", lower=-6, upper=3, epochs=2, per_step=per_step)
     model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
-    model.compile(resnet.FusedSGD(momentum=0.9, nesterov=True), "mse")
+    model.compile(keras.optimizers.SGD(momentum=0.9, nesterov=True), "mse")
     used = []
     note = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: used.append(float(model.optimizer.learning_rate))
@@ -51,7 +51,7 @@ def test_rate_changes_every_epoch_or_every_step(per_step):
         batch_size=2,
         epochs=2,
         verbose=0,
-        callbacks=[resnet.Schedule(args, 4), note],
+        callbacks=[resnet.schedule(args, model, 4), note],
     )
     at = range(8) if per_step else [0, 0, 0, 0, 4, 4, 4, 4]
     expected = [0.05 * (1 + math.cos(math.pi * step / 8)) for step in at]
@@ -62,8 +62,9 @@ def test_rate_changes_every_epoch_or_every_step(per_step):
 def make_run(folder, scheduler, count, accuracies, epochs=3, **options):
     run = folder / "ResNet-8_cifar10" / f"{scheduler}_{count}"
     run.mkdir(parents=True)
-    args = {"script": "ResNet.py", "scheduler": scheduler, "count": count, "epochs": epochs}
-    (run / "args.json").write_text(json.dumps(args | options))
+    options |= {"scheduler": scheduler, "count": count, "seed": count - 1, "epochs": epochs}
+    facts = {"network": "ResNet-8", "class_names": [], "options": options}
+    (run / "args.json").write_text(json.dumps(facts))
     rows = [f"{epoch},{accuracy}" for epoch, accuracy in enumerate(accuracies)]
     (run / "log.csv").write_text("\n".join(["epoch,val_accuracy", *rows]) + "\n")
     if len(accuracies) == epochs:
@@ -98,9 +99,11 @@ def test_summary_refuses_runs_of_different_settings(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r"--batch_size is 64 in .*cos_1 and 128 in .*tanh_1"):
         summarize(monkeypatch, tmp_path)
     shutil.rmtree(other)
-    make_run(tmp_path, "step", 1, [0.1, 0.2, 0.3], batch_size=128, script="ResNet_keras.py")
-    with pytest.raises(SystemExit, match="step_1 is a run of ResNet_keras.py"):
-        summarize(monkeypatch, tmp_path)
+    run = make_run(tmp_path, "step", 1, [0.1, 0.2, 0.3], batch_size=128)
+    for facts in ({"options": {"epochs": 3}}, {"script": "ResNet.py", "epochs": 3}):
+        (run / "args.json").write_text(json.dumps(facts))
+        with pytest.raises(SystemExit, match="step_1 is no run of ResNet.py"):
+            summarize(monkeypatch, tmp_path)
     with pytest.raises(SystemExit, match="holds no runs"):
         summarize(monkeypatch, tmp_path / "ResNet-8_cifar10")
 
@@ -129,12 +132,16 @@ def test_options_that_the_experiment_sets_itself_are_refused(tmp_path, option):
 
 
 def test_second_run_of_one_count_is_refused(tmp_path):
-    options = {"dataset": "cifar10", "scheduler": "cos", "count": 2, "resume": None}
-    args = argparse.Namespace(log_dir=str(tmp_path), **options)
-    folder = resnet.new_run(args, "ResNet-8")
+    options = ["--scheduler", "cos", "--count", "2", "--seed", "5", "--log_dir", str(tmp_path)]
+    args = resnet.parse_args(options)
+    folder = resnet.start_run(args, "ResNet-8", [])
     assert folder == tmp_path / "ResNet-8_cifar10" / "cos_2"
-    with pytest.raises(resnet.UsageError, match="cos_2 is a run already: --resume it"):
-        resnet.new_run(args, "ResNet-8")
+    for again in (options, ["--resume", str(folder)]):  # the seed is counted up once
+        assert resnet.parse_args(again).seed == 6
+    before = (folder / "args.json").read_bytes()
+    with pytest.raises(SystemExit, match="cos_2 is a run already: --resume it"):
+        resnet.start_run(resnet.parse_args(options), "ResNet-8", [])
+    assert (folder / "args.json").read_bytes() == before
 
 
 def test_experiment_goes_on_where_it_was_stopped(tmp_path):
@@ -151,8 +158,8 @@ name = f"ResNet-8_{options['--dataset']}", f"{options['--scheduler']}_{options['
 run = pathlib.Path(options["--log_dir"], *name)
 assert ("--resume" in options) == run.exists()
 run.mkdir(parents=True, exist_ok=True)
-args = {"script": "ResNet.py", "scheduler": options["--scheduler"], "epochs": 1}
-(run / "args.json").write_text(json.dumps(args))
+facts = {"options": {"scheduler": options["--scheduler"], "epochs": 1}}
+(run / "args.json").write_text(json.dumps(facts))
 if len(open("calls.txt").readlines()) == 3:
     os.kill(os.getpid(), signal.SIGKILL)
 (run / "log.csv").write_text("epoch,val_accuracy\\n0,0.5\\n")
@@ -178,16 +185,25 @@ if len(open("calls.txt").readlines()) == 3:
 
 
 @pytest.mark.slow
-def test_experiment_with_real_training(tmp_path):
-    copy("ResNet", tmp_path, images=640)
+def test_experiment_with_real_training(tmp_path, pictures):
+    """Stopped in its second run; each has a seed of its own, which is not counted up again."""
+    copy("ResNet", tmp_path)
     for name in ("run_training.sh", "summary.py"):
         shutil.copy(ROOT / "htd" / name, tmp_path)
-    options = "--datasets", "synthetic", "--stack_n", 1, "--epochs", 2, "--runs", 2
-    done = train_all(tmp_path, *options, "--schedulers", "cos tanh")
+    options = ["--datasets", "synthetic", "--stack_n", 1, "--epochs", 2, "--runs", 2, "-b", 40]
+    options += ["--schedulers", "tanh", "--data_dir", pictures(80), "--seed", 7]
+    done = train_all(tmp_path, *options)
     assert done.returncode == 0, done.stderr
-    assert "| cos | 2 | " in done.stdout and "| tanh | 2 | " in done.stdout
-    logs = {
-        path.parent.name: path.read_text()
-        for path in tmp_path.glob("runs/htd/ResNet-8_synthetic/*/log.csv")
-    }
-    assert len(logs) == 4 and logs["cos_1"] != logs["cos_2"]  # the count is a seed
+    runs = {path.name: path for path in tmp_path.glob("runs/htd/ResNet-8_synthetic/*")}
+    assert sorted(runs) == ["tanh_1", "tanh_2"]
+    log = (runs["tanh_2"] / "log.csv").read_bytes()
+    (runs["tanh_2"] / "model.keras").unlink()  # as if it had been stopped
+    done = train_all(tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    assert "| tanh | 2 | " in done.stdout and (runs["tanh_2"] / "model.keras").exists()
+    assert (runs["tanh_2"] / "log.csv").read_bytes() == log
+    assert (runs["tanh_1"] / "log.csv").read_bytes() != log  # the count is a seed
+    seeds = [
+        json.loads((runs[n] / "args.json").read_text())["options"]["seed"] for n in sorted(runs)
+    ]
+    assert seeds == [7, 8]

@@ -1,44 +1,67 @@
 """Runs as users start them: alone in a folder, killed, interrupted, resumed, on two devices."""
 
+import functools
 import json
+import os
 import re
+import resource
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, SCRIPTS, command, copy, load, only_run, run
+from conftest import (
+    FRESH,
+    SCRIPTS,
+    command,
+    copy,
+    finish,
+    fork,
+    kill_at,
+    line,
+    load,
+    only_run,
+    run,
+    start,
+)
 
-# What makes a network learn the synthetic images in seconds: how many of them, for how many epochs,
-# the accuracy to reach, of which 0.1 is guessing, and options.
+# What makes a network learn 320 synthetic images in seconds: epochs, the accuracy to reach, of
+# which 0.1 is guessing, and options.
 SMALL = {
-    "ResNet_keras": (1280, 3, 0.5, ["--batch_size", 32, "--stack_n", 1]),
-    "ResNet": (1280, 3, 0.5, ["--batch_size", 32, "--stack_n", 1]),
-    "Network_in_Network_keras": (1280, 4, 0.2, ["--batch_size", 64, "--seed", 1]),
-    "Network_in_Network_bn_keras": (640, 4, 0.4, ["--batch_size", 16]),
-    "Vgg19_keras": (640, 2, 0.2, ["--batch_size", 16, "--weights", "none"]),
-    "Wide_ResNet_keras": (1280, 3, 0.5, ["--batch_size", 32, "--depth", 10, "--width", 1]),
-    "DenseNet_keras": (640, 3, 0.5, ["--batch_size", 32, "--depth", 10]),
-    "ResNeXt_keras": (320, 3, 0.5, ["--batch_size", 16, "--cardinality", 2, "--base_width", 4]),
-    "SENet_keras": (320, 2, 0.3, ["--batch_size", 16, "--cardinality", 2, "--base_width", 4]),
+    "LeNet_dp_keras": (3, 0.5, ["--batch_size", 16]),
+    "LeNet_dp_da_keras": (3, 0.5, ["--batch_size", 16]),
+    "LeNet_dp_da_wd_keras": (3, 0.5, ["--batch_size", 16]),
+    "ResNet_keras": (3, 0.4, ["--batch_size", 16, "--stack_n", 1]),
+    "ResNet": (3, 0.4, ["--batch_size", 16, "--stack_n", 1]),
+    "Network_in_Network_keras": (4, 0.2, ["--batch_size", 64, "--seed", 1]),
+    "Network_in_Network_bn_keras": (2, 0.4, ["--batch_size", 16]),
+    "Vgg19_keras": (2, 0.2, ["--batch_size", 16, "--weights", "none"]),
+    "Wide_ResNet_keras": (3, 0.35, ["--batch_size", 16, "--depth", 10, "--width", 1]),
+    "DenseNet_keras": (3, 0.5, ["--batch_size", 16, "--depth", 10]),
+    "DenseNet_keras --recompute": (3, 0.5, ["--batch_size", 16, "--depth", 10, "--recompute"]),
+    "ResNeXt_keras": (3, 0.5, ["--batch_size", 16, "--cardinality", 2, "--base_width", 4]),
+    "SENet_keras": (2, 0.3, ["--batch_size", 16, "--cardinality", 2, "--base_width", 4]),
 }
 # Other scripts that run contain all that these do, or learn in minutes rather than seconds.
-SLOW_ALONE = ["LeNet_dp_keras", "LeNet_dp_da_keras", "ResNeXt_keras"]
+SLOW_ALONE = ["LeNet_dp_keras", "LeNet_dp_da_keras", "ResNeXt_keras", "DenseNet_keras"]
 SLOW_ALONE += ["Network_in_Network_keras", "Vgg19_keras"]
 FILES = {"args.json", "log.csv", "train", "validation", "last.keras", "model.keras"}
 PICTURES = {"curves.png", "confusion.png"}
 
+# Loads and evaluates networks where nothing but Keras and NumPy is imported.
 EVALUATE = """
-import keras, numpy
-test = numpy.load("test.npz")
-model = keras.models.load_model("model.keras")
-print("evaluated", *model.evaluate(test["images"], test["labels"], verbose=0))
+import json, sys, keras, numpy
+for model, images in map(json.loads, sys.stdin):
+    model, test = keras.models.load_model(model), numpy.load(images)
+    numpy.save(images + ".npy", model.predict(test["images"], verbose=0))
+    print("evaluated", json.dumps(model.evaluate(test["images"], test["labels"], verbose=0)))
+    sys.stdout.flush()
 """
 
 
@@ -65,23 +88,86 @@ def params(names, slow):
     return [pytest.param(n, marks=[pytest.mark.slow] if n in slow else []) for n in names]
 
 
-@pytest.mark.parametrize("name", params(SCRIPTS, slow=SLOW_ALONE))
-def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_path):
-    images, epochs, least, options = SMALL.get(name, (5000, 3, 0.5, []))
-    script = copy(name, tmp_path, images)
-    done = run(script, "--dataset", "synthetic", "--epochs", epochs, *options, cwd=tmp_path)
+def printed(output):
+    """The accuracy and the loss that a run has printed."""
+    (result,) = re.findall(r"\nTest accuracy (\d\.\d{4}), loss (\d+\.\d{4}) after", output)
+    return tuple(map(float, result))
+
+
+@pytest.fixture(scope="session")
+def plain_keras(tmp_path_factory):
+    """Evaluate a saved network on images, in another process: (accuracy, loss), probabilities."""
+    folder, processes = tmp_path_factory.mktemp("plain_keras"), {}
+
+    def process(backend):
+        if backend not in processes:
+            processes[backend] = subprocess.Popen(
+                [sys.executable, "-c", EVALUATE],
+                cwd=folder,
+                env=os.environ | {"KERAS_BACKEND": backend},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=(folder / "stderr.txt").open("a"),
+                text=True,
+            )
+        return processes[backend]
+
+    def evaluate(path, images, labels, backend="tensorflow"):
+        np.savez(folder / "test.npz", images=images, labels=labels)
+        task = json.dumps([str(path), str(folder / "test.npz")])
+        print(task, file=process(backend).stdin, flush=True)
+        for answer in process(backend).stdout:
+            if answer.startswith("evaluated "):
+                loss, accuracy = json.loads(answer.removeprefix("evaluated "))
+                return (accuracy, loss), np.load(folder / "test.npz.npy")
+        raise AssertionError((folder / "stderr.txt").read_text())
+
+    yield evaluate
+    for started in processes.values():
+        started.kill()
+        started.wait()
+
+
+def classes_of(path):
+    """(module, class, name under which it was registered) of every object in a saved network."""
+    found = set()
+
+    def visit(part):
+        if isinstance(part, dict) and "class_name" in part:
+            found.add((part["module"], part["class_name"], part.get("registered_name")))
+        for child in part.values() if isinstance(part, dict) else part:
+            if isinstance(child, dict | list):
+                visit(child)
+
+    visit(json.loads(zipfile.ZipFile(path).read("config.json")))
+    return found
+
+
+@pytest.mark.parametrize("name", params(["LeNet_keras", *SMALL], slow=SLOW_ALONE))
+def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(
+    name, pictures, plain_keras, tmp_path
+):
+    name, data = name.split()[0], ["--data_dir", pictures()]
+    script = copy(name, tmp_path)
+    epochs, least, options = SMALL.get(name, (3, 0.5, []))
+    if name == "LeNet_keras":  # one begins where nothing is imported
+        data = ["--dataset", "synthetic"]
+        done = run(script, *data, "--epochs", epochs, cwd=tmp_path)
+        assert "no photographs" in done.stdout
+    else:
+        done = fork(script, *data, "--epochs", epochs, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "no photographs" in done.stdout
-    *_, where, result = done.stdout.splitlines()
-    accuracy, loss = map(float, re.findall(r"(?:accuracy|loss) (\d+\.\d+)", result))
+    assert "Traceback" not in done.stderr
+    accuracy, loss = printed(done.stdout)
     assert accuracy > least
 
     folder = only_run(tmp_path)
-    assert where == f"Run: {folder}"
+    *_, where, result = done.stdout.splitlines()
+    assert where == f"Run: {folder}" and result.endswith(f" after epoch {epochs}.")
     assert {path.name for path in folder.iterdir()} == FILES | PICTURES
     log = read_log(folder)
     assert log.dtype.names == (
-        *("epoch", "accuracy", "learning_rate", "loss", "seconds", "val_accuracy", "val_loss"),
+        *("epoch", "accuracy", "learning_rate", "loss", "val_accuracy", "val_loss"),
     )
     np.testing.assert_array_equal(log["epoch"], range(epochs))
     assert log["val_accuracy"][-1] == pytest.approx(accuracy, abs=2e-3)
@@ -91,53 +177,43 @@ def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(name, tmp_pat
     for picture in PICTURES:
         assert tf.io.decode_png((folder / picture).read_bytes()).shape[0] > 100
 
-    images, labels = load(script).load_data("synthetic")[1]
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    shutil.copy(folder / "model.keras", elsewhere)
-    np.savez(elsewhere / "test.npz", images=images, labels=labels)
-    fresh = subprocess.run(
-        [sys.executable, "-c", EVALUATE], cwd=elsewhere, capture_output=True, text=True, timeout=300
+    test = load(script).load_data("synthetic", pictures() if "--data_dir" in data else None)[1]
+    for file in ("model.keras", "last.keras"):
+        found = classes_of(folder / file)
+        assert len(found) > 5 and {module.split(".")[0] for module, *_ in found} == {"keras"}
+        assert {registered for *_, registered in found} <= {None, "Functional"}
+        evaluated, _ = plain_keras(folder / file, *test)
+        assert evaluated == pytest.approx((accuracy, loss), abs=6e-5)
+
+
+def test_half_precision_leaves_a_model_in_float32(
+    pictures, plain_keras, train_here, tmp_path, capfd
+):
+    script = load("ResNet_keras")
+    options = ["--data_dir", pictures(80), "--epochs", 1, "-b", 20, "--stack_n", 1]
+    folder = train_here(script, *options, "--precision", "mixed_bfloat16")
+    images, labels = script.read_pictures(pictures())[1]
+    evaluated, expected = plain_keras(folder / "model.keras", images, labels)
+    assert evaluated == pytest.approx(printed(capfd.readouterr().out), abs=6e-5)
+    half = keras.models.load_model(folder / "last.keras")
+    assert {layer.compute_dtype for layer in half.layers} == {"bfloat16", "float32"}
+
+    model = keras.models.load_model(folder / "model.keras")
+    for layer in model.layers:
+        assert layer.dtype_policy.name == layer.compute_dtype == "float32"
+    flat = tf.lite.Interpreter(
+        model_content=tf.lite.TFLiteConverter.from_keras_model(model).convert()
     )
-    assert "evaluated" in fresh.stdout, fresh.stderr
-    evaluated_loss, evaluated_accuracy = map(float, fresh.stdout.split()[1:])
-    assert evaluated_accuracy == pytest.approx(accuracy, abs=6e-5)
-    assert evaluated_loss == pytest.approx(loss, abs=6e-5)
-
-
-def test_finished_run_is_left_alone(tmp_path):
-    run("LeNet_keras", "--dataset", "synthetic", "--epochs", 1, cwd=tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in only_run(tmp_path).rglob("*")}
-    again = run("LeNet_keras", "--resume", only_run(tmp_path), cwd=tmp_path)
-    assert again.returncode == 0 and "is finished" in again.stdout
-    assert {path: path.stat().st_mtime_ns for path in only_run(tmp_path).rglob("*")} == before
-
-
-# Kills the process when it opens a file of this name, or renames one to it, for the nth time.
-KILL_AT = """
-import os, runpy, signal, sys
-name, left = sys.argv[1], [int(sys.argv[2])]
-def hook(event, args):
-    path = args[0] if event == "open" else args[1] if event == "os.rename" else ""
-    if os.path.basename(str(path)) == name:
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-sys.argv = sys.argv[3:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def kill_at(name, nth=1):
-    """A killer: the run dies when it touches the file of this name for the nth time."""
-
-    def kill(arguments, cwd):
-        arguments = [sys.executable, "-c", KILL_AT, name, str(nth), *arguments[1:]]
-        done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=300)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-
-    return kill
+    flat.allocate_tensors()
+    for image, probabilities in zip(images, expected):
+        flat.set_tensor(flat.get_input_details()[0]["index"], np.float32(image[None]))
+        flat.invoke()
+        found = flat.get_tensor(flat.get_output_details()[0]["index"])[0]
+        np.testing.assert_allclose(found, probabilities, atol=1e-5)
+        assert found.argmax() == probabilities.argmax()
+    model.export(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(served.serve(np.float32(images)), expected, atol=1e-5)
 
 
 def rows(folder):
@@ -149,84 +225,24 @@ def rows(folder):
 def kill_when(moment, seconds=0):
     """A killer: the run dies some seconds after moment(its folder) is true."""
 
-    def kill(arguments, cwd):
-        with open(cwd / "output.txt", "a") as output:
-            process = subprocess.Popen(arguments, cwd=cwd, stdout=output, stderr=output)
+    def kill(arguments, cwd, **more):
+        process = start(arguments, cwd=cwd, **more)
         deadline = time.monotonic() + 200
         while not any(moment(path.parent) for path in cwd.glob("runs/*/*/args.json")):
-            assert process.poll() is None, (cwd / "output.txt").read_text()
+            assert process.is_alive(), (cwd / "stderr.txt").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.0005)
         time.sleep(seconds)
         process.kill()
-        assert process.wait() == -signal.SIGKILL
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
 
     return kill
 
 
 def saving(folder):
     """While a checkpoint is half written."""
-    return rows(folder) >= 1 and (folder / "writing.keras").exists()
-
-
-KILLS = {
-    "LeNet_dp_da_wd_keras": (
-        5000,
-        ["--epochs", 12],
-        [
-            kill_at("log.csv"),  # before the first epoch
-            kill_when(lambda folder: rows(folder) >= 1, 0.2),  # within an epoch
-            kill_at("writing.keras"),  # the log has a row of which there is no checkpoint
-            kill_at("last.keras", 2),  # the checkpoint is written but not in its place
-            kill_at("confusion.png"),
-            kill_at("writing.keras"),  # the trained network is to be saved
-        ],
-    ),
-    "LeNet_keras": (
-        5000,
-        ["--epochs", 12],
-        [
-            kill_when(saving),
-            kill_when(lambda folder: rows(folder) >= 4, 0.3),
-            kill_at("curves.png"),
-            kill_at("model.keras"),
-        ],
-    ),
-    "ResNet_keras": (
-        2560,
-        ["--stack_n", 1, "--epochs", 2],
-        [kill_when(lambda folder: rows(folder) >= 1, 0.5), kill_at("last.keras")],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", params(KILLS, slow=["ResNet_keras", "LeNet_keras"]))
-def test_killed_and_resumed_run_equals_an_uninterrupted_one(name, tmp_path):
-    images, options, kills = KILLS[name]
-    script = copy(name, tmp_path, images)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
-    broken.mkdir()
-    assert run(script, "--dataset", "synthetic", *options, cwd=whole).returncode == 0
-    arguments = command(script, "--dataset", "synthetic", *options)
-    for kill in kills:
-        kill(arguments, broken)
-        folder = only_run(broken)
-        assert not (folder / "model.keras").exists()
-        arguments = command(script, "--resume", folder)
-    done = subprocess.run(arguments, cwd=broken, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-
-    assert_equal_runs(only_run(whole), only_run(broken))
-
-
-def assert_equal_runs(expected, found):
-    for a, b in zip(weights(expected / "model.keras"), weights(found / "model.keras")):
-        np.testing.assert_array_equal(a, b)
-    a, b = read_log(expected), read_log(found)
-    for column in set(a.dtype.names) - {"seconds"}:
-        np.testing.assert_array_equal(a[column], b[column])
-    assert {path.name for path in found.iterdir()} == FILES | PICTURES
+    return rows(folder) >= 1 and (folder / "new.keras").exists()
 
 
 TINY = {
@@ -239,101 +255,208 @@ TINY = {
     "SENet_keras": ["--cardinality", 2, "--base_width", 4],
     "ResNet": ["--stack_n", 1, "--count", 2, "--per_step"],
 }
+KILLS = {
+    "LeNet_dp_da_wd_keras": (
+        ["--batch_size", 10, "--epochs", 12],
+        [
+            kill_at("log.csv"),  # before the first epoch
+            kill_when(lambda folder: rows(folder) >= 1, 0.2),  # within an epoch
+            kill_at("new.keras"),  # the log has a row of which there is no checkpoint
+            kill_at("last.keras", 2),  # the checkpoint is written but not in its place
+            kill_at("confusion.png"),
+            kill_at("new.keras"),  # the trained network is to be saved
+        ],
+    ),
+    "LeNet_keras": (
+        ["--batch_size", 10, "--epochs", 12],
+        [
+            kill_when(saving),
+            kill_when(lambda folder: rows(folder) >= 4, 0.3),
+            kill_at("new.json"),  # the options of the resumed run are to be written
+            kill_at("args.json"),
+            kill_at("curves.png"),
+            kill_at("model.keras"),
+        ],
+    ),
+    "ResNet_keras": (
+        ["--batch_size", 10, "--stack_n", 1, "--epochs", 2],
+        [kill_when(lambda folder: rows(folder) >= 1, 0.5), kill_at("last.keras")],
+    ),
+} | {
+    # In the end log.csv has two rows, of which the second has no checkpoint.
+    name: (["--batch_size", 40, "--epochs", 2, *options], [kill_at("new.keras", 2)])
+    for name, options in TINY.items()
+}
+SLOW_KILLS = set(KILLS) - {"LeNet_dp_da_wd_keras", "Wide_ResNet_keras", "ResNet"}
 
 
-@pytest.mark.parametrize("name", params(TINY, slow=set(TINY) - {"ResNet", "Wide_ResNet_keras"}))
-def test_killed_and_resumed_network_equals_an_uninterrupted_one(name, tmp_path, monkeypatch):
-    """Dropout goes on where it stopped, too. Only the run to be killed needs its own process."""
-    script = copy(name, tmp_path, images=64)
-    arguments = command(script, "--dataset", "synthetic", "-b", 32, "--epochs", 2, *TINY[name])
-    folders = [tmp_path / "whole", tmp_path / "broken"]
+@pytest.mark.parametrize("name", params(KILLS, slow=SLOW_KILLS))
+def test_killed_and_resumed_run_equals_an_uninterrupted_one(name, pictures, tmp_path, train_here):
+    """Dropout goes on where it stopped, too. Only runs to be killed need a process of their own."""
+    options, kills = KILLS[name]
+    folders = whole, broken = tmp_path / "whole", tmp_path / "broken"
+    script = copy(name, tmp_path)
+    options = ["--data_dir", pictures(320 if len(kills) > 1 else 80), *options]
+    arguments = line(script, *options)
     for folder in folders:
         folder.mkdir()
-    kill_at("writing.keras", 2)(arguments, folders[1])
-    assert rows(only_run(folders[1])) == 2  # of which the second has no checkpoint
-    resume = [*arguments[1:2], "--resume", str(only_run(folders[1]))]
-    for folder, argv in zip(folders, (arguments[1:], resume)):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", argv)
-        load(script).main()
+    for kill in kills:
+        kill(arguments, broken)
+        folder = only_run(broken)
+        assert not (folder / "model.keras").exists()
+        arguments = line(script, "--resume", folder)
+    train_here(script, *options, cwd=whole)
+    train_here(script, "--resume", folder, cwd=broken)
     assert_equal_runs(*map(only_run, folders))
 
 
-def test_ctrl_c_names_the_command_that_goes_on(tmp_path):
-    arguments = command("LeNet_keras", "--dataset", "synthetic", "--epochs", 500)
+def assert_equal_runs(expected, found):
+    for a, b in zip(weights(expected / "model.keras"), weights(found / "model.keras"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    a, b = read_log(expected), read_log(found)
+    assert a.dtype.names == b.dtype.names
+    for column in a.dtype.names:
+        np.testing.assert_array_equal(a[column], b[column])
+    assert {path.name for path in found.iterdir()} - PICTURES == FILES
+
+
+LENET = ["--batch_size", "16"]
+
+
+def test_finished_run_is_left_alone_or_trained_on(pictures, train_here, tmp_path, capfd):
+    script = load("LeNet_keras")
+    folder = train_here(script, "--data_dir", pictures(), "--epochs", 1, *LENET)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("*.*")}
+    with pytest.raises(SystemExit, match=r"^error: .* has its 1 epochs: give --epochs N "):
+        script.main(["--resume", folder])
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("*.*")} == before
+
+    train_here(script, "--resume", folder, "--epochs", 3)
+    np.testing.assert_array_equal(read_log(folder)["epoch"], range(3))
+    assert json.loads((folder / "args.json").read_text())["options"]["epochs"] == 3
+    capfd.readouterr()
+    for epochs in ([], ["--epochs", 2]):
+        with pytest.raises(SystemExit, match="has its 3 epochs"):
+            script.main(["--resume", folder, *epochs])
+    moved = folder.rename(folder.with_name("a name of one's own"))
+    train_here(script, "--resume", moved, "--epochs", 4, "--data_dir", pictures(), "--gpus", 1)
+    np.testing.assert_array_equal(read_log(moved)["epoch"], range(4))
+
+
+def test_run_that_was_killed_while_trained_on_is_resumed(pictures, train_here, tmp_path):
+    """Its model.keras is still the one of fewer epochs, although it has the new ones."""
+    options = ["--data_dir", pictures(), *LENET]
+    script = copy("LeNet_keras", tmp_path)
+    folder = train_here(script, *options, "--epochs", 1)
+    kill_at("curves.png")(line(script, "--resume", folder, "--epochs", 2), tmp_path)
+    train_here(script, "--resume", folder)
+    for model, last in zip(weights(folder / "model.keras"), weights(folder / "last.keras")):
+        np.testing.assert_array_equal(model, last)
+
+
+@pytest.mark.filterwarnings("error:Skipping variable loading")
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_is_resumed_at_the_right_epoch(precision, pictures, train_here, tmp_path):
+    """Even where float16 gradients overflow and a step is skipped."""
+    script, folders = copy("LeNet_dp_keras", tmp_path), [tmp_path / "whole", tmp_path / "broken"]
+    options = ["--data_dir", pictures(), "--epochs", 2, *LENET, "--precision", precision]
+    for folder in folders:
+        folder.mkdir()
+    kill_at("new.keras", 2)(line(script, *options), folders[1])
+    train_here(script, *options, cwd=folders[0])
+    train_here(script, "--resume", only_run(folders[1]), cwd=folders[1])
+    assert_equal_runs(*map(only_run, folders))
+
+
+def test_precision_may_change_on_the_way(pictures, train_here):
+    options = ["--data_dir", pictures(), *LENET, "--epochs"]
+    folder = train_here("LeNet_dp_keras", *options, 1)
+    for epochs, precision in enumerate(("mixed_bfloat16", "mixed_float16", "float32"), start=2):
+        before = (folder / "log.csv").read_bytes()
+        options = ["--resume", folder, "--epochs", epochs, "--precision", precision]
+        train_here("LeNet_dp_keras", *options)
+        log = (folder / "log.csv").read_bytes()
+        assert log.startswith(before) and rows(folder) == epochs, precision
+
+
+def test_ctrl_c_names_the_command_that_goes_on(pictures, tmp_path):
+    """A launcher stays in it, and folders with spaces in their names are quoted."""
+    here = tmp_path / "a folder"
+    here.mkdir()
+    script = copy("LeNet_keras", here)
+    launcher = (
+        "import runpy, sys\ndel sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    (here / "launcher.py").write_text(launcher)
+    options = ["--data_dir", pictures(), "--epochs", 5000, *LENET]
     process = subprocess.Popen(
-        arguments,
-        cwd=tmp_path,
+        [sys.executable, "launcher.py", *command(script.name, *options)[1:]],
+        cwd=here,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         # A shell's background jobs, which the tests may be, ignore SIGINT and pass that on.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 200
-    while not (found := list(tmp_path.glob("runs/*/*/last.keras"))):
+    while not (found := list(here.glob("runs/*/*/last.keras"))):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    start = time.monotonic()
+    interrupted = time.monotonic()
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - start < 10  # a second or two where nothing else runs
+    assert time.monotonic() - interrupted < 10  # a second or two where nothing else runs
     assert process.returncode == 1 and "Traceback" not in errors
     message = errors.splitlines()[-1]
-    resume = shlex.split(message.removeprefix("Interrupted. To go on: "))
-    assert resume == ["python", arguments[1], "--resume", str(found[0].parent)]
-
-
-def with_two_cpus(*lines):
-    """The command that runs scripts, each line one, where TensorFlow sees two logical CPUs."""
-    code = (
-        "import json, runpy, sys, tensorflow as tf\n"
-        "cpu = tf.config.list_physical_devices('CPU')[0]\n"
-        "two = [tf.config.LogicalDeviceConfiguration()] * 2\n"
-        "tf.config.set_logical_device_configuration(cpu, two)\n"
-        "for sys.argv in json.loads(sys.argv[1]):\n"
-        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    go_on = message.removeprefix("error: interrupted. To go on: ")
+    expected = [sys.executable, "launcher.py", script.name, "--resume", str(found[0].parent)]
+    assert shlex.split(go_on) == expected
+    epochs = rows(found[0].parent) + 2
+    done = subprocess.run(
+        f"{go_on} --epochs {epochs}", shell=True, cwd=here, capture_output=True, text=True
     )
-    return [sys.executable, "-c", code, json.dumps([line[1:] for line in lines])]
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(read_log(found[0].parent)["epoch"], range(epochs))
 
 
-def run_on_one_and_two(folder, script, *options):
+def two_cpus():
+    """Let TensorFlow see two logical CPUs in this process."""
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
+
+
+def run_on_one_and_two(folder, script, *options, before=(two_cpus,)):
     """Run a script on one CPU and on two; return the folders of the two runs."""
     lines = []
     for gpus in (1, 2):
-        where = ["--gpus", gpus, "--log_dir", folder / str(gpus) / "runs"]
-        lines.append(command(script, "--dataset", "synthetic", *options, *where))
-    done = subprocess.run(with_two_cpus(*lines), capture_output=True, text=True, timeout=500)
+        lines.append(line(script, *options, "--gpus", gpus, "--log_dir", folder / f"{gpus}/runs"))
+    done = finish(start(*lines, cwd=folder, before=before), folder)
     assert done.returncode == 0, done.stderr
-    assert re.findall(r" on (CPU:.*)\n", done.stdout) == ["CPU:0", "CPU:0, CPU:1"]
+    assert re.findall(r" on (cpu:.*): ", done.stdout) == ["cpu:0", "cpu:0, cpu:1"]
     return [only_run(folder / gpus) for gpus in "12"]
 
 
 @pytest.mark.parametrize(
     "name, options",
     [
-        ("LeNet_dp_da_wd_keras", ["--epochs", 3, "--batch_size", 1000]),
-        ("ResNet_keras", ["--epochs", 2, "--batch_size", 500, "--stack_n", 1]),
+        ("LeNet_dp_da_wd_keras", ["--epochs", 3, "--batch_size", 64]),
+        ("ResNet_keras", ["--epochs", 2, "--batch_size", 100, "--stack_n", 1]),
     ],
 )
-def test_two_devices_train_like_one(name, options, tmp_path):
-    script = copy(name, tmp_path, images=1500 if name == "ResNet_keras" else 5000)
-    runs = run_on_one_and_two(tmp_path, script, *options)
+def test_two_devices_train_like_one(name, options, pictures, tmp_path):
+    runs = run_on_one_and_two(tmp_path, SCRIPTS[name], "--data_dir", pictures(), *options)
     # The first step's losses agree to all digits. From then on the least rounding error can flip a
     # ReLU: one device with oneDNN on and off differs by as much as one device and two.
     one, two = (read_log(run)["loss"] for run in runs)
     np.testing.assert_allclose(one, two, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name",
-    params(TINY, slow=set(TINY) - {"DenseNet_keras"}),
-)
-def test_two_devices_train_every_network(name, tmp_path):
-    script = copy(name, tmp_path, images=64)
-    options = ["--epochs", 1, "--batch_size", 32, *map(str, TINY[name])]
+@pytest.mark.parametrize("name", params(TINY, slow=set(TINY) - {"DenseNet_keras"}))
+def test_two_devices_train_every_network(name, pictures, tmp_path):
+    options = ["--data_dir", pictures(80), "--epochs", 1, "--batch_size", 40, *TINY[name]]
     if "--dropout" in options:
-        options[options.index("--dropout") + 1] = "0"
-    runs = run_on_one_and_two(tmp_path, script, *options)
+        options[options.index("--dropout") + 1] = 0
+    runs = run_on_one_and_two(tmp_path, SCRIPTS[name], *options)
     one, two = (read_log(run)["loss"] for run in runs)
     # A device drops the units of its share that the other one drops of its own.
     dropout = name.startswith(("Network_in_Network", "Vgg"))
@@ -342,71 +465,147 @@ def test_two_devices_train_every_network(name, tmp_path):
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
-@pytest.mark.slow
-def test_run_on_two_devices_resumes_where_it_was_killed(tmp_path):
-    folders, runs = [tmp_path / "whole", tmp_path / "broken"], []
-    script = copy("Network_in_Network_bn_keras", tmp_path, images=64)
-    options = ["--dataset", "synthetic", "--epochs", 2, "--batch_size", 32, "--gpus", 2]
+@pytest.mark.parametrize(
+    "name",
+    params(
+        ["LeNet_dp_da_wd_keras", "Network_in_Network_bn_keras"],
+        slow=["Network_in_Network_bn_keras"],
+    ),
+)
+def test_run_on_two_devices_resumes_where_it_was_killed(name, pictures, tmp_path):
+    folders = [tmp_path / "whole", tmp_path / "broken"]
     for folder in folders:
         folder.mkdir()
-        arguments = with_two_cpus(command(script, *options))
-        if folder == folders[1]:
-            kill_when(lambda folder: (folder / "last.keras").exists())(arguments, folder)
-            arguments = with_two_cpus(command(script, "--resume", only_run(folder)))
-        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300)
+    options = ["--data_dir", pictures(80), "--epochs", 2, "--batch_size", 40, "--gpus", 2]
+    kill_at("new.keras", 2)(line(name, *options), folders[1], before=[two_cpus])
+    for folder, more in zip(folders, (options, ["--resume", only_run(folders[1])])):
+        done = fork(name, *more, cwd=folder, before=[two_cpus])
         assert done.returncode == 0, done.stderr
-        runs.append(only_run(folder))
-    assert_equal_runs(*runs)
+    assert_equal_runs(*map(only_run, folders))
 
 
-@pytest.mark.parametrize("batch_size", [128, 5000])  # 5000: the only step of an epoch does it
+@pytest.mark.parametrize("batch_size", [16, 320])  # 320: the only step of an epoch does it
 def test_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_epoch(
-    monkeypatch, tmp_path, batch_size
+    monkeypatch, pictures, tmp_path, train_here, batch_size
 ):
     script = load("LeNet_keras")
-    options = ["--dataset", "synthetic", "--epochs", "3", "--batch_size", str(batch_size)]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["LeNet_keras.py", *options])
-    monkeypatch.setattr(script, "scheduler", lambda epoch, epochs: 1e30 if epoch == 1 else 0.01)
-    with pytest.raises(script.UsageError, match=r"the loss became (nan|inf) in epoch 2: "):
-        script.main()
+    options = ["--data_dir", pictures(), "--epochs", "3", "--batch_size", str(batch_size)]
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "scheduler", lambda epoch, epochs: 1e30 if epoch == 1 else 0.01)
+        with pytest.raises(SystemExit, match=r"^error: infinite loss in epoch 2, .* lower the "):
+            train_here(script, *options)
     folder = only_run(tmp_path)
-    assert len(read_log(folder)) == 1
-    model = script.multi_gpu_model(script.lenet, 1)
-    assert script.resume(folder, model, 5000 // batch_size) == 1
-    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    assert all(np.isfinite(weight).all() for weight in weights(folder / "last.keras"))
+    assert not (folder / "model.keras").exists()
+    train_here(script, "--resume", folder)
+    log = read_log(folder)
+    np.testing.assert_array_equal(log["epoch"], range(3))
+    assert np.isfinite(log["loss"]).all()
 
 
-def test_float16_run_whose_gradients_overflow_resumes_at_the_right_epoch(tmp_path):
-    options = ["--dataset", "synthetic", "--epochs", 2, "--precision", "mixed_float16"]
-    script = copy("LeNet_dp_keras", tmp_path, images=1280)
-    kill_at("writing.keras", 2)(command(script, *options), tmp_path)
-    done = run(script, "--resume", only_run(tmp_path), cwd=tmp_path)
-    assert "Epoch 2/2" in done.stdout and "Epoch 1/2" not in done.stdout, done.stderr
-    assert "Warning: this processor has no float16: float32 is faster.\n" in done.stderr
-    np.testing.assert_array_equal(read_log(only_run(tmp_path))["epoch"], range(2))
+def test_main_takes_a_list_and_arrays_of_ones_own(monkeypatch, tmp_path, capfd):
+    """As in a notebook. The pictures are not square, and there are three classes."""
+    script, rng = load("ResNet_keras"), np.random.default_rng(0)
+    labels = np.arange(96, dtype=np.int32) % 3
+    images = rng.integers(0, 60, (96, 24, 40, 3), np.uint8)
+    images[np.arange(96), ..., labels] += 150
+    sets = (images[:64], labels[:64]), (images[64:], labels[64:])
+    monkeypatch.setattr(script, "load_data", lambda *_: (*sets, ["red", "green", "blue"]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["notebook", "--not", "ours"])
+    script.main(["--stack_n", 1, "--epochs", 2, "-b", 8])
+    accuracy, _ = printed(capfd.readouterr().out)
+    assert accuracy > 0.5
+    folder = only_run(tmp_path)
+    model = keras.models.load_model(folder / "model.keras")
+    assert model.input_shape == (None, 24, 40, 3) and model.output_shape == (None, 3)
+    assert json.loads((folder / "args.json").read_text())["class_names"] == ["red", "green", "blue"]
+    assert {path.name for path in folder.iterdir()} == FILES | PICTURES
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_states_the_defaults(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [SCRIPTS[name].name, "--help"])
-    with pytest.raises(SystemExit):
-        load(name).parse_args()
-    text = capsys.readouterr().out
-    batch_size = "64" if name == "DenseNet_keras" else "128"
-    epochs = "300" if name in ("ResNeXt_keras", "DenseNet_keras", "SENet_keras") else "200"
-    for default in (batch_size, epochs, "cifar10", "runs", "float32", "0"):
-        assert f"(default: {default})" in text
+FULL = "[Errno 28] No space left on device"
 
 
-def test_commands_in_the_readme_name_scripts_that_exist():
-    commands = re.findall(r"python (\S+\.py)", (ROOT / "README.md").read_text())
-    assert len(commands) >= 5
-    for script in commands:
-        assert (ROOT / script).exists()
+def test_full_disk_ends_in_one_line_that_names_the_way_on(
+    monkeypatch, pictures, tmp_path, train_here
+):
+    script = load("LeNet_keras")
+    replace, left = os.replace, ["args.json", "last.keras"]
+
+    def full(source, target):
+        if os.path.basename(target) not in left:
+            raise OSError(28, "No space left on device")
+        left.remove(os.path.basename(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    options = ["--data_dir", pictures(), "--epochs", "3", *LENET]
+    with pytest.raises(SystemExit) as stop:
+        train_here(script, *options)
+    folder = only_run(tmp_path)
+    message, way_on = stop.value.code.split(". To go on: ")
+    assert message == f"error: {FULL}" and "\n" not in way_on
+    assert way_on.endswith(shlex.join(["--resume", str(folder)]))
+    assert weights(folder / "last.keras") and rows(folder) == 2
+    monkeypatch.undo()
+    train_here(script, "--resume", folder)
+    np.testing.assert_array_equal(read_log(folder)["epoch"], range(3))
 
 
-def test_options_are_kept_with_the_run(tmp_path):
-    run("LeNet_keras", "--dataset", "synthetic", "--epochs", 1, "--seed", 3, cwd=tmp_path)
-    saved = json.loads((only_run(tmp_path) / "args.json").read_text())
-    assert saved["script"] == "LeNet_keras.py" and saved["seed"] == 3 and saved["epochs"] == 1
+def small_files():
+    """Let this process write no file of more than 300 kB, as on a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
+def test_checkpoint_that_cannot_be_written_ends_in_one_line(pictures, tmp_path):
+    options = ["--data_dir", pictures(80), "--epochs", 1, *LENET]
+    done = fork("LeNet_keras", *options, cwd=tmp_path, before=[small_files])
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("error: ") and "--resume" in message
+    assert not (only_run(tmp_path) / "last.keras").exists()
+
+
+@pytest.mark.parametrize("name, where", [("LeNet_keras", "fit"), ("LeNet_keras", "compile")])
+def test_too_little_memory_is_one_line(monkeypatch, pictures, tmp_path, name, where, train_here):
+    def full(*args, **more):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\ntensor")
+
+    monkeypatch.setattr(keras.Model, where, full)
+    with pytest.raises(SystemExit, match=r"\Aerror: out of memory, lower --batch_size.*\Z") as stop:
+        train_here(name, "--data_dir", pictures(), "--epochs", 1)
+    assert (". To go on: " in stop.value.code) == (where == "fit") == bool(list(tmp_path.iterdir()))
+
+
+ON_JAX = functools.partial(
+    os.environ.update,
+    KERAS_BACKEND="jax",
+    XLA_FLAGS="--xla_force_host_platform_device_count=2",
+)
+
+
+JAX_RUNS = ["killed", "whole", "two"]
+
+
+def test_on_jax(pictures, plain_keras, tmp_path, train_here):
+    """A killed run is resumed, two devices do what one does, and networks change sides."""
+    pytest.importorskip("jax")
+    script = copy("ResNet_keras", tmp_path)
+    options = ["--data_dir", pictures(80), "--stack_n", 1, "--epochs", 2, "-b", 40]
+    lines = {name: [*options, "--log_dir", tmp_path / name / "runs"] for name in JAX_RUNS}
+    lines["two"] += ["--gpus", 2]
+    fresh = {"cwd": tmp_path, "before": [ON_JAX], "context": FRESH}
+    kill_at("new.keras", 2)(line(script, *lines["killed"]), **fresh)
+    lines["killed"] = ["--resume", only_run(tmp_path / "killed")]
+    done = finish(start(*(line(script, *lines[name]) for name in JAX_RUNS), **fresh), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r" on (cpu:.*): ", done.stdout)[-3:] == ["cpu:0", "cpu:0", "cpu:0, cpu:1"]
+    killed, whole, two = (only_run(tmp_path / name) for name in JAX_RUNS)
+    assert_equal_runs(whole, killed)
+    np.testing.assert_allclose(read_log(whole)["loss"], read_log(two)["loss"], rtol=1e-3)
+
+    test = load(script).read_pictures(pictures(80))[1]
+    places = {"jax": whole, "tensorflow": train_here(script, *options)}
+    for folder in places.values():
+        found = [plain_keras(folder / "model.keras", *test, backend)[1] for backend in places]
+        np.testing.assert_allclose(*found, atol=1e-4)

@@ -1,0 +1,109 @@
+"""Under launch/cpu.py the scripts train the same networks, and leave and take the same files."""
+
+import contextlib
+import importlib
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, SCRIPTS, load, only_run
+
+sys.path.insert(0, str(ROOT))
+faster = importlib.import_module("launch.cpu").faster
+
+# Small, but wide enough for the faster ways to be taken.
+OPTIONS = {
+    "Vgg19_keras": ["--weights", "none"],
+    "ResNet_keras": ["--stack_n", "1"],
+    "ResNet": ["--stack_n", "1"],
+    "Wide_ResNet_keras": ["--depth", "10", "--width", "8", "--dropout", "0.3"],
+    "ResNeXt_keras": ["--cardinality", "2", "--base_width", "8"],
+    "DenseNet_keras": ["--depth", "16"],
+    "SENet_keras": ["--cardinality", "2", "--base_width", "8"],
+}
+SLOW = {"ResNet", "LeNet_dp_keras", "LeNet_dp_da_keras", "ResNeXt_keras"}
+NAMES = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SCRIPTS]
+
+
+def compiled(name):
+    """Return a script's module and its network, the same at every call."""
+    module = load(name)
+    args = module.parse_args(OPTIONS.get(name, []))
+    keras.utils.set_random_seed(0)
+
+    def build():
+        return module.build_network(args, (32, 32, 3), 10, [120.0] * 3, [4000.0] * 3)
+
+    model = module.multi_gpu_model(build, 1)
+    model.optimizer.learning_rate = 0.001
+    return module, model
+
+
+def one_step(model, module, seed):
+    loss = model.train_on_batch(*module.synthetic_images(8, seed))[0]
+    return float(loss), [variable.numpy() for variable in model.variables]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_plain_and_launched_differ_by_rounding_and_continue_each_other(name, tmp_path):
+    """Two steps in each of four ways, the file of the first is where the second begins."""
+    losses, states = {}, {}
+    for first in ("plain", "launched"):
+        with faster() if first == "launched" else contextlib.nullcontext():
+            module, model = compiled(name)
+            start = [variable.numpy() for variable in model.variables]
+            losses[first], states[first] = one_step(model, module, seed=1)
+            model.save(tmp_path / f"{first}.keras")
+    np.testing.assert_allclose(losses["launched"], losses["plain"], rtol=1e-5)
+    assert_same_change(start, states["plain"], states["launched"])
+    for first, second in (("plain", "launched"), ("launched", "plain")):
+        with faster() if second == "launched" else contextlib.nullcontext():
+            module, model = compiled(name)
+            model.load_weights(tmp_path / f"{first}.keras")
+            for mine, saved in zip(model.optimizer.variables, optimizer_of(tmp_path, first)):
+                np.testing.assert_array_equal(mine.numpy(), saved)
+            before = [variable.numpy() for variable in model.variables]
+            losses[second], states[second] = one_step(model, module, seed=2)
+    np.testing.assert_allclose(losses["launched"], losses["plain"], rtol=1e-3)
+    assert_same_change(before, states["plain"], states["launched"])
+
+
+def optimizer_of(folder, first):
+    saved = keras.models.load_model(folder / f"{first}.keras")
+    return [variable.numpy() for variable in saved.optimizer.variables]
+
+
+def assert_same_change(before, plain, launched):
+    """All variables together changed alike: a step's rounding errors are small beside the step."""
+    difference, size = 0.0, 0.0
+    for a, b, c in zip(before, plain, launched):
+        if a.dtype == np.float32:
+            difference += np.sum(np.square(b - c, dtype=np.float64))
+            size += np.sum(np.square(b - a, dtype=np.float64))
+        else:
+            np.testing.assert_array_equal(b, c)
+    assert size > 0 and difference < 1e-4 * size
+
+
+def test_run_goes_on_under_the_launcher_and_back(tmp_path):
+    launcher, script = ROOT / "launch" / "cpu.py", SCRIPTS["ResNet_keras"]
+    logs = []
+    for ways in (("plain", "launched"), ("launched", "plain")):
+        folder = tmp_path / ways[0]
+        folder.mkdir()
+        options = ["--dataset", "synthetic", "-n", "1", "-b", "500"]
+        for epochs, way in enumerate(ways, start=1):
+            start = [launcher] if way == "launched" else []
+            command = map(str, [sys.executable, *start, script, *options, "--epochs", epochs])
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            assert ("launch/cpu.py: faster" in done.stderr) == (way == "launched")
+            options = ["--resume", only_run(folder)]
+        logs.append(np.genfromtxt(only_run(folder) / "log.csv", delimiter=",", names=True))
+    for column in logs[0].dtype.names:
+        np.testing.assert_allclose(logs[1][column], logs[0][column], rtol=0.02, atol=0.02)
+    config = zipfile.ZipFile(only_run(folder) / "last.keras").read("config.json").decode()
+    assert "launch" not in config
