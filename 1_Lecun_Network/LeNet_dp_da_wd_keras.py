@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """LeNet on CIFAR-10 with weight decay: last step of a ladder of four scripts.
+The lesson: L2(1e-4) on all kernels keeps the weights small.
 
 Yann LeCun, Leon Bottou, Yoshua Bengio and Patrick Haffner: "Gradient-Based Learning Applied to
 Document Recognition", 1998, http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf
@@ -7,8 +8,6 @@ Document Recognition", 1998, http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf
     python LeNet_dp_da_wd_keras.py                                   # CIFAR-10, 200 epochs
     python LeNet_dp_da_wd_keras.py --dataset synthetic --epochs 5    # no download
     python LeNet_dp_da_wd_keras.py --resume runs/LeNet_dp_da_wd_cifar10/2026-01-31_12-00-00
-
-The lesson: L2(1e-4) on all kernels keeps the weights small.
 """
 
 import argparse
@@ -41,8 +40,7 @@ WEIGHTS = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regula
 def lenet(shape=(32, 32, 3), num_classes=10, mean=0.0, variance=1.0):
     """LeNet-5 (section II.B) with colour, ReLU, max pooling and softmax: 62,006 parameters.
 
-    Takes (batch, *shape) pixels from 0 to 255, whose mean and variance are given per channel, and
-    returns (batch, num_classes) probabilities.
+    Takes (batch, *shape) pixels from 0 to 255 and returns (batch, num_classes) probabilities.
     """
     inputs = layers.Input(shape)
     x = layers.Normalization(mean=mean, variance=variance)(inputs)
@@ -59,7 +57,7 @@ def lenet(shape=(32, 32, 3), num_classes=10, mean=0.0, variance=1.0):
 
 def scheduler(epoch, epochs=200):
     """Return the learning rate of an epoch: 0.01, 0.005 from half of the epochs, 0.001 from 3/4."""
-    return 0.01 if epoch < epochs // 2 else 0.005 if epoch < 3 * epochs // 4 else 0.001
+    return 0.01 if epoch / epochs < 1 / 2 else 0.005 if epoch / epochs < 3 / 4 else 0.001
 
 
 def parse_args(argv=None):
@@ -79,8 +77,8 @@ def build_network(args, shape, num_classes, mean, variance):
 def load_data(dataset, data_dir=None):
     """Return (x_train, y_train), (x_test, y_test), class_names.
 
-    Images are (n, height, width, 3) uint8, labels (n,) int32. Without data_dir, the CIFAR data sets
-    come from keras.datasets, which downloads once and checks the hash.
+    Images are (n, height, width, 3) uint8 from 0 to 255, labels (n,) integers from 0. Without
+    data_dir, CIFAR comes from keras.datasets, which downloads it once and checks the hash.
     """
     names = "airplane automobile bird cat deer dog frog horse ship truck"
     names = names.split() if dataset == "cifar10" else []
@@ -106,7 +104,7 @@ def read_cifar(dataset, folder):
     patterns = (f"{place}{names[0]}{kind}" for place in ("", "*/") for kind in (".bin", ""))
     found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
     if not found:
-        fail(f"--data_dir {folder}: no {names[0]}.bin, {names[0]} (unpacked) or train/CLASS/*.jpg")
+        fail(f"--data_dir {folder} is no folder with {names[0]}, {names[0]}.bin or train/CLASS/*")
     images, labels = [], []
     for path in [found[0].with_name(name + found[0].suffix) for name in names]:
         try:
@@ -138,7 +136,7 @@ class ArraysOnly(pickle.Unpickler):
 
 def read_pictures(folder):
     """Read train/CLASS/* and test/CLASS/*, cropped and resized to 32x32, as load_data does."""
-    # "area" averages all pixels of a large picture, where others take one here and one there.
+    # "area" averages all pixels of a large picture; others skip most of them.
     options = {"crop_to_aspect_ratio": True, "interpolation": "area", "image_size": (32, 32)}
     options |= {"class_names": None, "shuffle": False, "batch_size": None}
     sets = []
@@ -147,7 +145,7 @@ def read_pictures(folder):
             pictures = keras.utils.image_dataset_from_directory(part, **options)
             images, labels = zip(*pictures.as_numpy_iterator())
         except (ValueError, OSError, tf.errors.OpError) as error:
-            fail(f"cannot read {part}/CLASS/*: {error}")
+            fail(f"cannot read {part}/CLASS/*, with the classes of train: {error}")
         options["class_names"] = pictures.class_names
         sets.append((np.uint8(np.round(images)), np.int32(labels)))
     return *sets, pictures.class_names
@@ -164,10 +162,7 @@ def synthetic_images(count, seed):
 
 
 def train_batches(images, labels, batch_size, seed, first_epoch, epochs):
-    """Return the shuffled, augmented batches of all epochs from first_epoch on.
-
-    Everything random is a function of (seed, epoch, step), so that a resumed run is the same.
-    """
+    """Return the batches of all epochs from first_epoch on, each a function of seed and step."""
     with tf.device("CPU"):  # where the pipeline runs
         images, labels = tf.constant(images), tf.constant(labels)
 
@@ -186,8 +181,8 @@ def train_batches(images, labels, batch_size, seed, first_epoch, epochs):
 
 
 def augment(images, seed):
-    """Shift (batch, height, width, 3) images by up to 4 pixels and mirror half of them."""
-    padded = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]], constant_values=121)  # mean grey
+    """Shift (batch, height, width, 3) images by up to 4 pixels, mirror half: all from the seed."""
+    padded = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]], constant_values=121)  # CIFAR's grey
     variant = tf.random.stateless_uniform([images.shape[0], 1], seed, 0, 9 * 9 * 2, tf.int32)
     top, left, mirrored = variant // 18, variant // 2 % 9, variant % 2
     rows, columns = top + tf.range(images.shape[1]), left + tf.range(images.shape[2])
@@ -206,7 +201,7 @@ def multi_gpu_model(build, gpus):
         strategy = tf.distribute.MirroredStrategy(names[:gpus])
     with strategy.scope():
         model = build()
-        optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True)  # scheduler() sets the rate
+        optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True)  # its rate: scheduler()
         model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
         optimizer.build(model.trainable_variables)  # to load its state into
     return model
@@ -215,7 +210,7 @@ def multi_gpu_model(build, gpus):
 def save(model, run, steps_per_epoch, epoch, logs):
     """Save RUN/last.keras at the end of an epoch; a kill leaves the one before or the new one."""
     if not math.isfinite(logs["loss"] + logs["val_loss"]):
-        fail(f"infinite loss in epoch {epoch + 1}, which {run} does not keep: lower the rates")
+        fail(f"no finite loss in epoch {epoch + 1}; {run} keeps those before: lower the rates")
     # float16 skips steps whose gradients overflow; resume() reads the epoch off this count.
     model.optimizer.iterations.assign((epoch + 1) * steps_per_epoch)
     model.save(run / "new.keras")
@@ -233,9 +228,9 @@ def resume(run, model, class_names, steps_per_epoch):
         except Exception as error:  # zipfile, h5py and Keras each raise their own
             fail(f"{run}/last.keras is damaged, start a new run: {error!r:.80}")
         epochs_done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
-        for layer in model.layers:
-            if isinstance(layer, layers.Dropout):  # Keras does not save (seed, steps so far)
-                layer.seed_generator.state.assign_add([0, epochs_done * steps_per_epoch])
+        for variable in model.non_trainable_variables:
+            if variable.path.endswith("seed_generator_state"):  # dropout's: Keras does not save it
+                variable.assign_add([0, epochs_done * steps_per_epoch])  # (seed, steps so far)
     if log.exists():  # a kill before the checkpoint leaves a row too many
         size = sum(len(row) + 1 for row in log.read_bytes().split(b"\n")[: 1 + epochs_done])
         os.truncate(log, min(size, log.stat().st_size))
@@ -251,7 +246,7 @@ def start_run(args, network, class_names):
     facts = {"network": network, "class_names": class_names, "options": options}
     (run / "new.json").write_text(json.dumps(facts, indent=2) + "\n")
     os.replace(run / "new.json", run / "args.json")
-    args.resume = str(run)  # from now on, this is how to go on
+    args.resume = str(run)  # for main()'s message
     return run
 
 
@@ -265,16 +260,16 @@ def draw(run, labels, predicted, class_names):
                 axes.plot(log["epoch"] + 1, log[column], label=label)
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         axes.legend()
-    axes.set_yscale("log")  # of the last, the learning rate
+    axes.set_yscale("log")  # of the learning rate, drawn last
     figure.savefig(run / "curves.png", dpi=150)
 
-    counts = tf.math.confusion_matrix(labels, predicted).numpy()
+    counts = tf.math.confusion_matrix(labels, predicted, len(class_names) or None).numpy()
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted", ylabel="label", title="test images")
     figure.colorbar(axes.imshow(counts, cmap="Blues"))
-    if 0 < len(class_names) <= 20:
-        axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
-        axes.set_yticks(range(len(class_names)), class_names)
+    if 0 < (n := len(class_names)) <= 20:
+        axes.set_xticks(range(n), class_names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(n), class_names, parse_math=False)
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if count > counts.max() / 2 else "black"
             axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
@@ -299,14 +294,15 @@ def parse_shared_args(parser, argv, batch_size, epochs):
     add("--data_dir", type=a_path, help="folder with CIFAR's files, or with your own pictures")
     add("--log_dir", type=a_path, default="runs", help="folder for the runs' folders")
     add("--gpus", type=int, default=1, help="how many GPUs share each batch")
-    add("--precision", choices=precisions, default="float32", help="bfloat16 from Ampere on")
+    add("--precision", choices=precisions, default="float32", help="bfloat16: GPUs from Ampere on")
     add("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
     add("--resume", type=a_path, metavar="RUN", help="folder of a run to go on with")
     argv, saved = sys.argv[1:] if argv is None else list(map(str, argv)), {}
     args = parser.parse_args(argv)
     if args.resume:
         try:
-            saved = json.loads(Path(args.resume, "args.json").read_text())["options"]
+            saved = json.loads(Path(args.resume, "args.json").read_text())
+            saved, *_ = dict(saved["options"]), saved["network"], saved["class_names"]
         except (OSError, ValueError, TypeError, LookupError):
             fail(f"--resume {args.resume} is not the folder of a run")
         given = [
@@ -316,11 +312,13 @@ def parse_shared_args(parser, argv, batch_size, epochs):
     for key, value in vars(args).items():  # what is counted begins at 1, a seed at 0
         if type(value) is int and not (key != "seed") <= value < 2**31:
             fail(f"--{key} {value} is not a whole number from {int(key != 'seed')} to {2**31 - 1}")
-    for key in saved.keys() - {"epochs", "data_dir", "log_dir", "gpus", "precision"}:
+    for key in saved.keys() - {"epochs", "data_dir", "log_dir", "gpus", "precision", "resume"}:
         if getattr(args, key) != saved[key]:
             fail(f"--{key} cannot change on the way: {args.resume} has {saved[key]}")
     if args.batch_size % args.gpus or args.gpus > 1 and args.precision == "mixed_float16":
-        fail(f"--gpus {args.gpus} takes no mixed_float16 and a --batch_size that it divides")
+        fail(f"--gpus {args.gpus} has to divide --batch_size, and goes without mixed_float16")
+    if args.data_dir and args.dataset == "synthetic":
+        fail("--data_dir is for cifar10, cifar100 and your own pictures: synthetic reads no files")
     return args
 
 
@@ -333,7 +331,7 @@ def main(argv=None):
         memory = isinstance(error, tf.errors.ResourceExhaustedError)
         message = "out of memory, lower --batch_size" if memory else str(error) or "interrupted"
         if args.resume:
-            start = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]  # with a launcher, too
+            start = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1] if argv is None else []
             message += f". To go on: {shlex.join([*start, '--resume', args.resume])}"
         fail(message)
 
@@ -352,8 +350,10 @@ def train(args):
     options.autotune.enabled = False  # its thread holds up the end of every epoch
     test = tf.data.Dataset.from_tensor_slices((x_test, y_test)).batch(args.batch_size)
     test = test.with_options(options)
-    num_classes, steps_per_epoch = int(y_train.max()) + 1, len(x_train) // args.batch_size
-    if not steps_per_epoch:
+    num_classes, classes = len(class_names) or int(y_train.max()) + 1, set(y_train)
+    if x_train.dtype != np.uint8 or not set(y_test) <= classes == {*range(num_classes)} != {0}:
+        fail("images are uint8, labels count from 0, and every class is in the training images")
+    if not (steps_per_epoch := len(x_train) // args.batch_size):
         fail(f"--batch_size {args.batch_size} is more than the {len(x_train)} training images")
     if keras.backend.backend() == "jax" and len(x_test) % args.gpus:
         fail(f"--gpus {args.gpus}: with JAX, it has to divide the {len(x_test)} test images")
@@ -364,7 +364,7 @@ def train(args):
     if args.resume:
         epochs_done = resume(Path(args.resume), model, class_names, steps_per_epoch)
         if epochs_done + Path(args.resume, "model.keras").exists() > args.epochs:
-            fail(f"{args.resume} has its {epochs_done} epochs: give --epochs N to train on")
+            fail(f"{args.resume} has its {epochs_done} epochs: to train on, give --epochs more")
     run = start_run(args, model.name, class_names)
     parameters = sum(math.prod(variable.shape) for variable in model.trainable_variables)
     devices = ", ".join(keras.distribution.list_devices()[: args.gpus])
@@ -389,7 +389,7 @@ def train(args):
     keras.config.set_dtype_policy("float32")  # TensorFlow Lite and ONNX take no other
     trained = multi_gpu_model(build, gpus=1)
     trained.set_weights(model.get_weights())
-    loss, accuracy = trained.evaluate(test, verbose=0)
+    loss, accuracy, *_ = trained.evaluate(test, verbose=0)
     draw(run, y_test, trained.predict(test, verbose=0).argmax(axis=-1), class_names)
     trained.save(run / "new.keras")
     os.replace(run / "new.keras", run / "model.keras")  # last: it marks a finished run

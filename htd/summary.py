@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 SCHEDULERS = ("step", "cos", "tanh")
-# Options in which runs of one comparison may differ; the seed is counted up with the run.
+# Options in which runs of one comparison may differ.
 FREE = {"scheduler", "count", "seed", "data_dir", "log_dir", "gpus", "resume"}
 
 

@@ -90,6 +90,12 @@ def fork(script, *options, cwd, **more):
     return finish(start(line(script, *options), cwd=cwd, **more), cwd)
 
 
+def use_jax():
+    """Let this process, which has not imported Keras yet, train on one or two CPUs with JAX."""
+    two = "--xla_force_host_platform_device_count=2"
+    os.environ |= {"KERAS_BACKEND": "jax", "XLA_FLAGS": two}
+
+
 def die_at(name, nth=1):
     """Kill this process when it opens a file of this name, or renames one to it, the nth time."""
     left = [nth]

@@ -195,7 +195,8 @@ def test_resumed_vgg_reads_its_own_weights_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr(vgg, "vgg19", network)
     monkeypatch.setattr(vgg, "load_pretrained", lambda *_: pytest.fail("weights were read"))
-    (tmp_path / "args.json").write_text('{"options": {"weights": "imagenet"}}')
+    facts = {"network": "VGG19", "class_names": [], "options": {"weights": "imagenet"}}
+    (tmp_path / "args.json").write_text(json.dumps(facts))
     (tmp_path / "last.keras").touch()
     args = vgg.parse_args(["--resume", str(tmp_path)])
     assert vgg.build_network(args, (32, 32, 3), 10, MEAN, VARIANCE) == vgg.IMAGENET_MEAN

@@ -370,7 +370,8 @@ def test_augmented_images_are_crops_of_padded_ones(script, padding):
     "script, epochs, rates",
     [
         ("ResNet_keras", 200, {0: 0.1, 80: 0.1, 81: 0.01, 121: 0.01, 122: 0.001, 199: 0.001}),
-        ("ResNet_keras", 30, {0: 0.1, 11: 0.1, 12: 0.01, 17: 0.01, 18: 0.001, 29: 0.001}),
+        ("ResNet_keras", 30, {0: 0.1, 12: 0.1, 13: 0.01, 18: 0.01, 19: 0.001, 29: 0.001}),
+        ("ResNet_keras", 2, {0: 0.1, 1: 0.01}),  # the first rate whatever the number of epochs
         ("LeNet_keras", 8, {0: 0.01, 3: 0.01, 4: 0.005, 5: 0.005, 6: 0.001, 7: 0.001}),
         *[(name, 200, {0: 0.01, 99: 0.01, 100: 0.005, 149: 0.005, 150: 0.001}) for name in LADDER],
         ("Network_in_Network_keras", 200, {0: 0.01, 80: 0.01, 81: 0.005, 140: 0.005, 141: 0.001}),

@@ -1,6 +1,5 @@
 """Runs as users start them: alone in a folder, killed, interrupted, resumed, on two devices."""
 
-import functools
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from conftest import (
     only_run,
     run,
     start,
+    use_jax,
 )
 
 # What makes a network learn 320 synthetic images in seconds: epochs, the accuracy to reach, of
@@ -432,7 +432,7 @@ def run_on_one_and_two(folder, script, *options, before=(two_cpus,)):
         lines.append(line(script, *options, "--gpus", gpus, "--log_dir", folder / f"{gpus}/runs"))
     done = finish(start(*lines, cwd=folder, before=before), folder)
     assert done.returncode == 0, done.stderr
-    assert re.findall(r" on (cpu:.*): ", done.stdout) == ["cpu:0", "cpu:0, cpu:1"]
+    assert re.findall(r" on (cpu:\d(?:, cpu:\d)*): ", done.stdout) == ["cpu:0", "cpu:0, cpu:1"]
     return [only_run(folder / gpus) for gpus in "12"]
 
 
@@ -577,29 +577,32 @@ def test_too_little_memory_is_one_line(monkeypatch, pictures, tmp_path, name, wh
     assert (". To go on: " in stop.value.code) == (where == "fit") == bool(list(tmp_path.iterdir()))
 
 
-ON_JAX = functools.partial(
-    os.environ.update,
-    KERAS_BACKEND="jax",
-    XLA_FLAGS="--xla_force_host_platform_device_count=2",
-)
-
-
+ON_JAX = {
+    "LeNet_dp_da_wd_keras": [],
+    "ResNet_keras": ["--stack_n", 1],
+    "Wide_ResNet_keras": TINY["Wide_ResNet_keras"],
+}
 JAX_RUNS = ["killed", "whole", "two"]
 
 
-def test_on_jax(pictures, plain_keras, tmp_path, train_here):
+@pytest.mark.parametrize("name", params(ON_JAX, slow=["ResNet_keras", "Wide_ResNet_keras"]))
+def test_on_jax(name, pictures, plain_keras, tmp_path, train_here):
     """A killed run is resumed, two devices do what one does, and networks change sides."""
     pytest.importorskip("jax")
-    script = copy("ResNet_keras", tmp_path)
-    options = ["--data_dir", pictures(80), "--stack_n", 1, "--epochs", 2, "-b", 40]
+    script = copy(name, tmp_path)
+    options = ["--data_dir", pictures(80), "--epochs", 2, "-b", 40, *ON_JAX[name]]
     lines = {name: [*options, "--log_dir", tmp_path / name / "runs"] for name in JAX_RUNS}
     lines["two"] += ["--gpus", 2]
-    fresh = {"cwd": tmp_path, "before": [ON_JAX], "context": FRESH}
+    fresh = {"cwd": tmp_path, "before": [use_jax], "context": FRESH}
     kill_at("new.keras", 2)(line(script, *lines["killed"]), **fresh)
     lines["killed"] = ["--resume", only_run(tmp_path / "killed")]
     done = finish(start(*(line(script, *lines[name]) for name in JAX_RUNS), **fresh), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.findall(r" on (cpu:.*): ", done.stdout)[-3:] == ["cpu:0", "cpu:0", "cpu:0, cpu:1"]
+    assert re.findall(r" on (cpu:\d(?:, cpu:\d)*): ", done.stdout)[-3:] == [
+        "cpu:0",
+        "cpu:0",
+        "cpu:0, cpu:1",
+    ]
     killed, whole, two = (only_run(tmp_path / name) for name in JAX_RUNS)
     assert_equal_runs(whole, killed)
     np.testing.assert_allclose(read_log(whole)["loss"], read_log(two)["loss"], rtol=1e-3)
