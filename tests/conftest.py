@@ -90,10 +90,16 @@ def fork(script, *options, cwd, **more):
     return finish(start(line(script, *options), cwd=cwd, **more), cwd)
 
 
-def use_jax():
+def use_jax(cache):
     """Let this process, which has not imported Keras yet, train on one or two CPUs with JAX."""
-    two = "--xla_force_host_platform_device_count=2"
-    os.environ |= {"KERAS_BACKEND": "jax", "XLA_FLAGS": two}
+    fast = "--xla_backend_optimization_level=0"  # to compile
+    os.environ |= {
+        "KERAS_BACKEND": "jax",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {fast}",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def die_at(name, nth=1):

@@ -48,6 +48,7 @@ def test_table_csv_and_picture(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"speed.csv", "speed.png"}  # no runs
 
 
+@pytest.mark.slow
 def test_operations_of_a_step(tmp_path):
     done = program(STEPS, "--operations", 8, ROOT / SCRIPT, "--dataset", "synthetic", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

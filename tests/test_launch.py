@@ -261,6 +261,7 @@ def test_training_differs_by_rounding_only_and_goes_on_from_either(trained):
     assert any(np.abs(new - old).max() > 0.01 for old, new in zip(states["a"], states["aa"]))
 
 
+@pytest.mark.slow
 def test_mirrored_replicas_train_like_one_device(trained):
     """Each update is made once, and batch normalisation averages over all replicas."""
     folder, _, states = trained
