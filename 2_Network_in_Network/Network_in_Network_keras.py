@@ -134,7 +134,7 @@ def read_cifar(dataset, folder):
     """Read CIFAR's binary or Python version, in folder or in a folder in it, as load_data does."""
     names, key, offset = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], b"labels", 0
     if dataset == "cifar100":
-        names, key, offset = ["train", "test"], b"fine_labels", 1
+        names, key, offset = ["train", "test"], b"fine_labels", 1  # after the coarse label
     patterns = (f"{place}{names[0]}{kind}" for place in ("", "*/") for kind in (".bin", ""))
     found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
     if not found:
@@ -143,7 +143,6 @@ def read_cifar(dataset, folder):
     for path in [found[0].with_name(name + found[0].suffix) for name in names]:
         try:
             if path.suffix:
-                # The label (CIFAR-100: the coarse one before it), and all red, green and blue.
                 records = np.fromfile(path, np.uint8).reshape(-1, offset + 3073)
                 part = {b"data": records[:, -3072:], key: records[:, offset]}
             else:
@@ -237,7 +236,7 @@ def multi_gpu_model(build, gpus):
         model = build()
         optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True)  # its rate: scheduler()
         model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-        optimizer.build(model.trainable_variables)  # to load its state into
+        model.optimizer.build(model.trainable_variables)  # to load its state into
     return model
 
 
@@ -346,7 +345,7 @@ def parse_shared_args(parser, argv, batch_size, epochs):
     for key, value in vars(args).items():  # what is counted begins at 1, a seed at 0
         if type(value) is int and not (key != "seed") <= value < 2**31:
             fail(f"--{key} {value} is not a whole number from {int(key != 'seed')} to {2**31 - 1}")
-    for key in saved.keys() - {"epochs", "data_dir", "log_dir", "gpus", "precision", "resume"}:
+    for key in saved.keys() - {"epochs", "data_dir", "log_dir", "gpus", "resume"}:
         if getattr(args, key) != saved[key]:
             fail(f"--{key} cannot change on the way: {args.resume} has {saved[key]}")
     if args.batch_size % args.gpus or args.gpus > 1 and args.precision == "mixed_float16":
@@ -397,7 +396,8 @@ def train(args):
     model, epochs_done = multi_gpu_model(build, args.gpus), 0
     if args.resume:
         epochs_done = resume(Path(args.resume), model, class_names, steps_per_epoch)
-        if epochs_done + Path(args.resume, "model.keras").exists() > args.epochs:
+        newest = max(Path(args.resume).glob("*.keras"), key=os.path.getmtime, default=Path())
+        if epochs_done + (newest.name == "model.keras") > args.epochs:
             fail(f"{args.resume} has its {epochs_done} epochs: to train on, give --epochs more")
     run = start_run(args, model.name, class_names)
     parameters = sum(math.prod(variable.shape) for variable in model.trainable_variables)

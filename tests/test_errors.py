@@ -122,6 +122,7 @@ def test_no_network_names_the_ways_on(script, options, way_on, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"home"}
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit(error_of, tmp_path, monkeypatch):
     script, options = load("Vgg19_keras"), ["--dataset", "synthetic", "--weights", "vgg.h5"]
     monkeypatch.setattr(script, "vgg19", lambda *args: keras.Sequential(name="VGG19"))

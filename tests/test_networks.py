@@ -130,7 +130,10 @@ VGG_MAPS = {
         ("ResNet_keras", "--stack_n 3", "ResNet-20", 272_282, resnet_maps(3)),
         ("ResNet_keras", "", "ResNet-32", 466_714, resnet_maps(5)),
         ("ResNet", "", "ResNet-50", 758_362, resnet_maps(8)),
-        ("ResNet_keras", "--stack_n 18", "ResNet-110", 1_730_522, resnet_maps(18)),
+        pytest.param(
+            *("ResNet_keras", "--stack_n 18", "ResNet-110", 1_730_522, resnet_maps(18)),
+            marks=pytest.mark.slow,
+        ),
         (
             "Wide_ResNet_keras",
             "--depth 16 --width 8",
@@ -143,12 +146,13 @@ VGG_MAPS = {
         ("ResNeXt_keras", "--cardinality 8", "ResNeXt-29_8x64d", 34_426_698, resnext_maps(8)),
         ("DenseNet_keras", "", "DenseNet-100x12", 769_162, densenet_maps(16, 12)),
         ("DenseNet_keras", "--growth_rate 24", "DenseNet-100x24", 3_020_506, densenet_maps(16, 24)),
-        (
+        pytest.param(
             "DenseNet_keras",
             "--depth 160 --growth_rate 24",
             "DenseNet-160x24",
             6_831_466,
             densenet_maps(26, 24),
+            marks=pytest.mark.slow,
         ),
         ("SENet_keras", "", "SE-ResNeXt-29_4x64d", 18_078_538, senet_maps(4, 16)),
     ],

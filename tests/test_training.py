@@ -33,22 +33,22 @@ from conftest import (
     use_jax,
 )
 
-# What makes a network learn 320 synthetic images in seconds: epochs, the accuracy to reach, of
-# which 0.1 is guessing, and options.
+# What makes a network learn the synthetic images in seconds: how many of them, for how many epochs,
+# the accuracy to reach, of which 0.1 is guessing, and options.
 SMALL = {
-    "LeNet_dp_keras": (3, 0.5, ["--batch_size", 16]),
-    "LeNet_dp_da_keras": (3, 0.5, ["--batch_size", 16]),
-    "LeNet_dp_da_wd_keras": (3, 0.5, ["--batch_size", 16]),
-    "ResNet_keras": (3, 0.4, ["--batch_size", 16, "--stack_n", 1]),
-    "ResNet": (3, 0.4, ["--batch_size", 16, "--stack_n", 1]),
-    "Network_in_Network_keras": (4, 0.2, ["--batch_size", 64, "--seed", 1]),
-    "Network_in_Network_bn_keras": (2, 0.4, ["--batch_size", 16]),
-    "Vgg19_keras": (2, 0.2, ["--batch_size", 16, "--weights", "none"]),
-    "Wide_ResNet_keras": (3, 0.35, ["--batch_size", 16, "--depth", 10, "--width", 1]),
-    "DenseNet_keras": (3, 0.5, ["--batch_size", 16, "--depth", 10]),
-    "DenseNet_keras --recompute": (3, 0.5, ["--batch_size", 16, "--depth", 10, "--recompute"]),
-    "ResNeXt_keras": (3, 0.5, ["--batch_size", 16, "--cardinality", 2, "--base_width", 4]),
-    "SENet_keras": (1, 0.25, ["--batch_size", 8, "--cardinality", 2, "--base_width", 4]),
+    "LeNet_dp_keras": (320, 3, 0.5, ["--batch_size", 16]),
+    "LeNet_dp_da_keras": (320, 3, 0.5, ["--batch_size", 16]),
+    "LeNet_dp_da_wd_keras": (320, 3, 0.5, ["--batch_size", 16]),
+    "ResNet_keras": (320, 3, 0.4, ["--batch_size", 16, "--stack_n", 1]),
+    "ResNet": (320, 3, 0.4, ["--batch_size", 16, "--stack_n", 1]),
+    "Network_in_Network_keras": (1280, 4, 0.2, ["--batch_size", 64, "--seed", 1]),
+    "Network_in_Network_bn_keras": (320, 1, 0.4, ["--batch_size", 8]),
+    "Vgg19_keras": (640, 2, 0.2, ["--batch_size", 16, "--weights", "none"]),
+    "Wide_ResNet_keras": (320, 3, 0.35, ["--batch_size", 16, "--depth", 10, "--width", 1]),
+    "DenseNet_keras": (320, 3, 0.5, ["--batch_size", 16, "--depth", 10]),
+    "DenseNet_keras --recompute": (320, 3, 0.5, ["--batch_size", 16, "--depth", 10, "--recompute"]),
+    "ResNeXt_keras": (320, 3, 0.5, ["--batch_size", 16, "--cardinality", 2, "--base_width", 4]),
+    "SENet_keras": (320, 1, 0.4, ["--batch_size", 8, "--cardinality", 2, "--base_width", 4]),
 }
 # Other scripts that run contain all that these do, or learn in minutes rather than seconds.
 SLOW_ALONE = [*LADDER[1:], "ResNet", "Wide_ResNet_keras", "ResNeXt_keras", "DenseNet_keras"]
@@ -146,15 +146,15 @@ def classes_of(path):
 def test_script_alone_in_a_folder_learns_and_leaves_a_usable_model(
     name, pictures, plain_keras, tmp_path
 ):
-    epochs, least, options = SMALL.get(name, (3, 0.5, []))
-    name, origin = name.split()[0], ("cifar10", pictures())
-    script = copy(name, tmp_path)
+    script = copy(name.split()[0], tmp_path)
     if name == "LeNet_keras":  # one begins where nothing is imported, with the images of a script
-        origin = ("synthetic",)
+        origin, epochs, least = ("synthetic",), 3, 0.5
         done = run(script, "--dataset", "synthetic", "--epochs", epochs, cwd=tmp_path)
         assert "no photographs" in done.stdout
     else:
-        done = fork(script, "--data_dir", pictures(), "--epochs", epochs, *options, cwd=tmp_path)
+        images, epochs, least, options = SMALL[name]
+        origin = ("cifar10", pictures(images))
+        done = fork(script, "--data_dir", origin[1], "--epochs", epochs, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     accuracy, loss = printed(done.stdout)
@@ -324,10 +324,10 @@ LENET = ["--batch_size", "16"]
 def test_finished_run_is_left_alone_or_trained_on(pictures, train_here, tmp_path, capfd):
     script = load("LeNet_keras")
     folder = train_here(script, "--data_dir", pictures(), "--epochs", 1, *LENET)
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("*.*")}
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
     with pytest.raises(SystemExit, match=r"^error: .* has its 1 epochs: "):
         script.main(["--resume", folder])
-    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("*.*")} == before
+    assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
 
     train_here(script, "--resume", folder, "--epochs", 3)
     np.testing.assert_array_equal(read_log(folder)["epoch"], range(3))
@@ -368,15 +368,15 @@ def test_half_precision_is_resumed_at_the_right_epoch(precision, pictures, train
     assert_equal_runs(*map(only_run, folders))
 
 
-def test_precision_may_change_on_the_way(pictures, train_here):
-    options = ["--data_dir", pictures(), *LENET, "--epochs"]
-    folder = train_here("LeNet_dp_keras", *options, 1)
-    for epochs, precision in enumerate(("mixed_bfloat16", "mixed_float16", "float32"), start=2):
-        before = (folder / "log.csv").read_bytes()
-        options = ["--resume", folder, "--epochs", epochs, "--precision", precision]
-        train_here("LeNet_dp_keras", *options)
-        log = (folder / "log.csv").read_bytes()
-        assert log.startswith(before) and rows(folder) == epochs, precision
+def test_precision_cannot_change_on_the_way(pictures, train_here):
+    """float16 has other optimizer variables: the epochs done would be forgotten without a word."""
+    folder = train_here("LeNet_dp_keras", "--data_dir", pictures(), *LENET, "--epochs", 1)
+    before = (folder / "log.csv").read_bytes()
+    with pytest.raises(SystemExit, match="--precision cannot change on the way"):
+        load("LeNet_dp_keras").main(
+            ["--resume", folder, "--epochs", 2, "--precision", "mixed_float16"]
+        )
+    assert (folder / "log.csv").read_bytes() == before
 
 
 def test_ctrl_c_names_the_command_that_goes_on(pictures, tmp_path):
