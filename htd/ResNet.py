@@ -1,11 +1,8 @@
 #!/usr/bin/env python3
 """ResNet with three learning-rate schedules to choose from, on CIFAR-10 or CIFAR-100.
 
-Kaiming He, Xiangyu Zhang, Shaoqing Ren and Jian Sun:
-"Deep Residual Learning for Image Recognition", 2015, https://arxiv.org/abs/1512.03385 (the layout)
-"Identity Mappings in Deep Residual Networks", 2016, https://arxiv.org/abs/1603.05027 (the block)
 Bo-Yang Hsueh, Wei Li and I-Chen Wu: "Stochastic Gradient Descent with Hyperbolic-Tangent Decay on
-Classification", 2018, https://arxiv.org/abs/1806.01593 (the schedules)
+Classification", 2018, https://arxiv.org/abs/1806.01593. The network is that of 4_Residual_Network.
 
     python ResNet.py --scheduler tanh --count 2         # ResNet-50, the second of several runs
     python ResNet.py --scheduler step --stack_n 1 --dataset synthetic --epochs 2    # no download
@@ -88,15 +85,26 @@ def residual_network(stack_n, shape=(32, 32, 3), num_classes=10, mean=0.0, varia
 
 
 def scheduler(name, progress, lower=-6, upper=3):
-    """Return the learning rate when the fraction progress of the training is done (section 3).
-
-    "cos" is half a cosine wave (Loshchilov and Hutter 2016, without restarts), "tanh" HTD(L, U).
-    """
+    """Return the learning rate when a fraction of the training, from 0 to 1, is done."""
     if name == "step":
         return 0.1 if progress < 81 / 200 else 0.01 if progress < 122 / 200 else 0.001
-    if name == "cos":
+    if name == "cos":  # half a wave (Loshchilov and Hutter 2016, without restarts)
         return 0.1 / 2 * (1 + math.cos(math.pi * progress))
-    return 0.1 / 2 * (1 - math.tanh(lower + (upper - lower) * progress))
+    return 0.1 / 2 * (1 - math.tanh(lower + (upper - lower) * progress))  # HTD(L, U), section 3
+
+
+def schedule(args, model, steps_per_epoch):
+    """Return the callback that sets the learning rate in every epoch, or in every step."""
+
+    def set_rate(_, logs):
+        progress = int(model.optimizer.iterations) / (steps_per_epoch * args.epochs)
+        model.optimizer.learning_rate = scheduler(args.scheduler, progress, args.lower, args.upper)
+
+    def log_rate(_, logs):
+        logs["learning_rate"] = float(model.optimizer.learning_rate)
+
+    every = "on_train_batch_begin" if args.per_step else "on_epoch_begin"
+    return keras.callbacks.LambdaCallback(**{every: set_rate}, on_epoch_end=log_rate)
 
 
 def parse_args(argv=None):
@@ -283,24 +291,6 @@ def resume(run, model, class_names, steps_per_epoch):
         size = sum(len(row) + 1 for row in log.read_bytes().split(b"\n")[: 1 + epochs_done])
         os.truncate(log, min(size, log.stat().st_size))
     return epochs_done
-
-
-def schedule(args, model, steps_per_epoch):
-    """Return the callback that sets the learning rate in every epoch, or in every step."""
-
-    def rate(epoch, _=None):
-        return scheduler(args.scheduler, epoch / args.epochs, args.lower, args.upper)
-
-    def set_rate(batch, logs):
-        steps = keras.ops.convert_to_numpy(model.optimizer.iterations)
-        model.optimizer.learning_rate = rate(steps / steps_per_epoch)
-
-    def log_rate(epoch, logs):
-        logs["learning_rate"] = float(model.optimizer.learning_rate)
-
-    if args.per_step:
-        return keras.callbacks.LambdaCallback(on_train_batch_begin=set_rate, on_epoch_end=log_rate)
-    return keras.callbacks.LearningRateScheduler(rate)
 
 
 def start_run(args, network, class_names):
