@@ -203,7 +203,7 @@ def synthetic_images(count, seed):
 def train_batches(images, labels, batch_size, seed, first_epoch, epochs):
     """Return the batches of all epochs from first_epoch on, each a function of seed and step."""
     with tf.device("CPU"):  # where the pipeline runs
-        images, labels = tf.constant(images), tf.constant(labels)
+        images = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]], constant_values=121)  # grey
 
     def one_epoch(epoch):
         epoch_seed = tf.stack([tf.cast(seed, tf.int64), epoch])
@@ -219,12 +219,11 @@ def train_batches(images, labels, batch_size, seed, first_epoch, epochs):
     return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(4)
 
 
-def augment(images, seed):
-    """Shift (batch, height, width, 3) images by up to 4 pixels, mirror half: all from the seed."""
-    padded = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]], constant_values=121)  # CIFAR's grey
-    variant = tf.random.stateless_uniform([images.shape[0], 1], seed, 0, 9 * 9 * 2, tf.int32)
+def augment(padded, seed):
+    """Cut (batch, height + 8, width + 8, 3) images anywhere, mirror half: all from the seed."""
+    variant = tf.random.stateless_uniform([padded.shape[0], 1], seed, 0, 9 * 9 * 2, tf.int32)
     top, left, mirrored = variant // 18, variant // 2 % 9, variant % 2
-    rows, columns = top + tf.range(images.shape[1]), left + tf.range(images.shape[2])
+    rows, columns = top + tf.range(padded.shape[1] - 8), left + tf.range(padded.shape[2] - 8)
     columns = tf.where(mirrored == 1, columns[:, ::-1], columns)
     return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 

@@ -21,12 +21,9 @@ BANNER = "data (from here on, all scripts have the same text)"
 LESSONS = {"WEIGHTS", "scheduler", "parse_args", "build_network", "lenet"}
 # Of these names, the scripts named have a text of their own, or none.
 EXCEPTIONS = {
-    "train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py"),  # have not learnt to augment
-    "augment": (
-        "LeNet_keras.py",
-        "LeNet_dp_keras.py",
-        "Wide_ResNet_keras.py",
-    ),  # pads by reflection
+    # LeNet's first scripts do not augment yet; Wide ResNet pads by reflection.
+    "train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py", "Wide_ResNet_keras.py"),
+    "augment": ("LeNet_keras.py", "LeNet_dp_keras.py"),
     "conv": ("DenseNet_keras.py",),  # which has no strides
     "imports": ("ResNet.py",),
     "schedule": ("ResNet.py",),  # every epoch or every step

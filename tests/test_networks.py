@@ -16,7 +16,6 @@ from reference import (
     layers_of,
     maps,
     randomize,
-    some_pixels,
     trainable,
 )
 
@@ -349,25 +348,6 @@ def test_pixels_are_normalised_by_the_mean_and_variance_of_the_training_images(m
     assert (tuple(shape), num_classes) == ((32, 32, 3), 10)
     np.testing.assert_allclose(mean, few[0].mean((0, 1, 2)))
     np.testing.assert_allclose(variance, few[0].var((0, 1, 2)))
-
-
-@pytest.mark.parametrize(
-    "script, padding",
-    [("ResNet_keras", {"constant_values": 121}), ("Wide_ResNet_keras", {"mode": "reflect"})],
-)
-def test_augmented_images_are_crops_of_padded_ones(script, padding):
-    images = some_pixels(64)
-    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), **padding)
-    found = []
-    for image, augmented in zip(padded, np.array(load(script).augment(images, (1, 2)))):
-        assert augmented.dtype == np.uint8
-        for top, left in np.ndindex(9, 9):
-            crop = image[top : top + 32, left : left + 32]
-            sides = [(crop == augmented).all(), (crop[:, ::-1] == augmented).all()]
-            found += [(top, left, sides.index(True))] if any(sides) else []
-    assert len(found) == 64
-    tops, lefts, mirrored = map(set, zip(*found))
-    assert tops == lefts == set(range(9)) and mirrored == {0, 1}
 
 
 @pytest.mark.parametrize(
