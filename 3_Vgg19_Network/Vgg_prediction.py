@@ -3,7 +3,8 @@
 
     python Vgg_prediction.py cat.jpg ship.png                     # the 1000 classes of ImageNet
     python Vgg_prediction.py --weights FILE.h5 cat.jpg            # the same, from a file you have
-    python Vgg_prediction.py --model RUN/model.keras *.jpg        # the classes it was trained on
+    python Vgg_prediction.py --model RUN *.jpg                    # the classes it was trained on
+    python Vgg_prediction.py --model RUN --csv names.csv FOLDER   # all pictures in a folder
 
 Prints the five likeliest classes of each picture with their probabilities, and saves one picture
 with all of them. The exit status is 1 if a file was no picture. Needs tensorflow, keras, numpy and
@@ -11,9 +12,13 @@ matplotlib.
 """
 
 import argparse
+import csv
+import glob
 import json
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 # Read at import. What the user has set goes first, but for the backend: this is TensorFlow code.
@@ -22,11 +27,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors reach us as excepti
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default before AVX-512 VNNI
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU's other users room
 
-import keras
-import numpy as np
-from keras.applications import vgg19
-from matplotlib.figure import Figure
-from PIL import Image, ImageOps  # Pillow comes with matplotlib
+# TensorFlow greets on stderr, whatever its log level is.
+stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+os.dup2(nowhere, 2)
+try:
+    import keras
+    import numpy as np
+    from keras.applications import vgg19
+    from matplotlib.figure import Figure
+    from PIL import Image, ImageOps  # Pillow comes with matplotlib
+finally:
+    os.dup2(stderr, 2)
 
 CLASS_NAMES = {
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
@@ -54,11 +65,12 @@ def parse_args():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("pictures", nargs="+", metavar="PICTURE", help="a file in any format that Pillow reads")
+    add("pictures", nargs="+", metavar="PICTURE", help="a file that Pillow reads, or a folder")
     network = parser.add_mutually_exclusive_group()
-    network.add_argument("--model", metavar="RUN/model.keras", help="a network of this collection")
+    network.add_argument("--model", metavar="RUN", help="a run's folder, or its model.keras")
     network.add_argument("--weights", default="imagenet", help="the .h5 file of Keras' VGG19")
     add("--output", default="predictions.png", help="the picture to save; never overwrites one")
+    add("--csv", help="a table to save as well: file, five classes, five probabilities")
     parser.error = lambda message: sys.exit(f"{parser.prog}: error: {message}")
     args = parser.parse_args()
     if not Path(args.output).suffix:
@@ -72,7 +84,9 @@ def imagenet_network(weights):
     weights is "imagenet", which Keras downloads once (575 MB), or the path of that file.
     Raises UsageError when there is no such file or it is of another network.
     """
-    if weights != "imagenet" and not Path(weights).is_file():
+    if weights != "imagenet" and (os.path.isdir(weights) or weights.endswith(".keras")):
+        raise UsageError(f"--weights {weights} is no .h5 file: did you mean --model {weights}?")
+    if weights != "imagenet" and not os.path.isfile(weights):
         raise UsageError(f"--weights {weights}: there is no such file")
     try:
         return keras.applications.VGG19(weights=weights)
@@ -82,25 +96,30 @@ def imagenet_network(weights):
                 f"--weights {weights} is not the file of Keras' VGG19 with all its layers"
             ) from error
         raise UsageError(
-            f"cannot download the ImageNet weights ({' '.join(str(error).split())}): give their "
-            ".h5 file with --weights FILE, or a network of your own with --model"
+            f"cannot download the ImageNet weights ({error}): give their .h5 file with "
+            "--weights FILE, or a network of your own with --model"
         ) from error
 
 
 def trained_network(path):
-    """Return (network, names of its classes) of the file that a script of this collection saved.
+    """Return (network, names of its classes) of a run, or of a file that its script saved.
 
-    The names are those in args.json beside it, or the data set's. The file is loaded in Keras' safe
-    mode, in which it cannot run code.
+    An unfinished run is taken as far as it is. The names are those in args.json beside the file, or
+    the data set's. The file is loaded in Keras' safe mode, in which it cannot run code.
     Raises UsageError when it cannot be used.
     """
+    if path.endswith((".h5", ".hdf5")):
+        raise UsageError(f"--model {path} is no .keras file: did you mean --weights {path}?")
+    if os.path.isdir(path):
+        finished = Path(path, "model.keras")
+        path = finished if finished.exists() else Path(path, "last.keras")
     if not Path(path).is_file():
         raise UsageError(f"--model {path}: there is no such file")
     try:
         model = keras.models.load_model(path, compile=False)
         _, height, width, channels = model.input_shape
         _, num_classes = model.output_shape
-        if height != width or channels != 3:
+        if height != width or channels != 3 or type(num_classes) is not int:
             raise ValueError
     except Exception as error:  # zipfile, h5py and Keras each raise their own
         raise UsageError(
@@ -111,24 +130,38 @@ def trained_network(path):
         facts = json.loads(Path(path).with_name("args.json").read_text())
         known = facts["class_names"] or CLASS_NAMES[facts["options"]["dataset"]]
         if len(known) == num_classes:
-            names = [str(name) for name in known]
-    except (OSError, ValueError, LookupError, TypeError):
+            names = [one_line(str(name)) for name in known]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         print(f"No args.json beside {path}: classes have numbers only.", file=sys.stderr)
     return model, names
 
 
-def read_picture(path, size):
-    """Return a picture's middle square as (size, size, 3) uint8: its shorter side becomes size.
+def find_pictures(arguments):
+    """Return the files that arguments name: files, folders of them, and patterns like "*.jpg"."""
+    found = []
+    for argument in arguments:
+        paths = [argument]
+        if os.path.isdir(argument):
+            paths = [path for path in sorted(Path(argument).glob("[!.]*")) if path.is_file()]
+        elif not os.path.exists(argument) and glob.has_magic(argument):  # Windows leaves them
+            paths = sorted(glob.glob(argument))
+        found += paths or [argument]
+    return list(map(Path, found))
 
-    Raises UsageError when the file is no picture.
-    """
+
+def read_picture(path, size):
+    """Return the middle square of a picture as a person sees it, (size, size, 3) uint8."""
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")  # phones note how they lay
-    except Exception as error:  # every format of Pillow has its own
-        reason = error.strerror if getattr(error, "strerror", None) else "not a picture"
-        raise UsageError(f"{path}: {reason}") from error
-    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+        image = ImageOps.exif_transpose(Image.open(path))  # cameras note how they were held
+        if image.mode[0] in "IF":  # more than 8 bits, which Pillow would cut off at 255
+            values = np.nan_to_num(np.float64(image))
+            top = 65535 if "16" in image.mode or values.max() > 255 else 255 ** (values.max() > 1)
+            image = Image.fromarray(np.uint8((values * 255 / top).clip(0, 255)))
+        image = image.convert("RGBA")
+    except Exception as error:  # each of Pillow's formats has its own
+        raise OSError(f"{path} cannot be read; save it as PNG or JPEG: {error}") from error
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
 def imagenet_names():
@@ -166,6 +199,29 @@ def draw(path, titles, images, rankings):
         raise UsageError(f"--output {path}: {' '.join(str(error).split())}") from error
 
 
+def write_table(path, pictures, rankings):
+    """Save a table with a row for each picture: file, five names, five probabilities."""
+    places = range(1, 6)
+    header = ["file", *(f"class_{i}" for i in places), *(f"probability_{i}" for i in places)]
+    try:
+        with open(path, "x", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            for picture, ranking in zip(pictures, rankings):
+                names, probabilities = zip(*(ranking + [("", "")] * 4)[:5])
+                writer.writerow([one_line(str(picture)), *names, *probabilities])
+    except OSError as error:
+        raise UsageError(f"--csv {path}: {error.strerror}") from error
+
+
+def one_line(text):
+    """Return text that any terminal and file can take, whatever is in the name of a file."""
+    text = os.fsencode(text).decode(errors="replace")  # names need not be UTF-8
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
 def unused(path):
     """Return path, or where there is such a file, path with the next free number."""
     path = Path(path)
@@ -177,18 +233,22 @@ def unused(path):
 
 
 def main():
-    args = parse_args()
+    """Name all pictures; return the exit status."""
+    args, failed = parse_args(), 0
     if args.model:
         model, names = trained_network(args.model)
     else:
         model, names = imagenet_network(args.weights), None
-    titles, images = [], []
-    for path in args.pictures:
+    pictures, images = [], []
+    for path in find_pictures(args.pictures):
         try:
+            if path.is_dir() or not path.exists():
+                raise OSError(f"{path} " + ("has no pictures" if path.is_dir() else "is no file"))
             images.append(read_picture(path, model.input_shape[1]))
-            titles.append(Path(path).name)
-        except UsageError as error:
-            print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+            pictures.append(path)
+        except OSError as error:
+            complain(error)
+            failed = 1
     if not images:
         sys.exit(1)
 
@@ -198,6 +258,7 @@ def main():
     probabilities = model.predict(pixels, batch_size=8, verbose=0)
     names = names or imagenet_names()
     rankings = []
+    titles = [one_line(path.name) for path in pictures]
     for title, row in zip(titles, probabilities):
         rankings.append([(names[i], float(row[i])) for i in row.argsort()[:-6:-1]])
         print(title)
@@ -207,14 +268,26 @@ def main():
     draw(output, titles[:DRAWN], images[:DRAWN], rankings[:DRAWN])
     shown = f"the first {DRAWN} pictures" if len(images) > DRAWN else "all of it in one picture"
     print(f"{output}: {shown}.")
-    if len(images) < len(args.pictures):
-        sys.exit(1)
+    if args.csv:
+        write_table(table := unused(args.csv), pictures, rankings)
+        print(f"{table}: the same as a table.")
+    return failed
+
+
+def complain(error):
+    """Say in one line on stderr what is wrong."""
+    print(
+        f"{Path(__file__).name}: error: {one_line(' '.join(str(error).split()))}", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # of Pillow, about what is odd in a picture
+    logging.disable()
     try:
-        main()
-    except (UsageError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+        sys.exit(main())
+    except (UsageError, OSError, MemoryError) as error:
+        complain(error)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit("Interrupted.")

@@ -1,6 +1,8 @@
 """Vgg_prediction.py names pictures with any network of the collection, or VGG19 from a file."""
 
+import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -77,40 +79,69 @@ def test_what_is_no_picture_is_one_line_and_the_others_go_on(network, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     picture(tmp_path / "green.png", (0, 255, 0))
     (tmp_path / "half.png").write_bytes((tmp_path / "green.png").read_bytes()[:70])
-    names = ["missing.png", "text.png", "green.png", "half.png", "."]
-    done = run(SCRIPT, "--model", network / "model.keras", *names, cwd=tmp_path)
+    (tmp_path / "empty").mkdir()
+    strange = os.fsencode(tmp_path) + b"/\xff\nblue.png"
+    shutil.copy(picture(tmp_path / "blue.png", "blue"), strange)
+    names = ["missing.png", "text.png", "green.png", "half.png", "empty", "*.jpg", strange]
+    arguments = [sys.executable, SCRIPT, "--model", network, *names]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if line.startswith("Vgg_prediction.py")]
-    assert errors == [
-        "Vgg_prediction.py: error: missing.png: No such file or directory",
-        "Vgg_prediction.py: error: text.png: not a picture",
-        "Vgg_prediction.py: error: half.png: not a picture",
-        "Vgg_prediction.py: error: .: Is a directory",
-    ]
-    assert "Traceback" not in done.stderr
-    assert top_five(done.stdout)["green.png"][0][1] == "frog"
+    begin = "Vgg_prediction.py: error: "
+    unread = "cannot be read; save it as PNG or JPEG: "
+    errors = done.stderr.splitlines()
+    assert [line[: len(begin)] for line in errors] == [begin] * 5  # and nothing else
+    missing, text, half, empty, pattern = (line.removeprefix(begin) for line in errors)
+    assert missing == "missing.png is no file" and pattern == "*.jpg is no file"
+    assert text.startswith(f"text.png {unread}") and half.startswith(f"half.png {unread}")
+    assert empty == "empty has no pictures"
+    found = top_five(done.stdout)
+    assert found["green.png"][0][1] == "frog" and found["\ufffd\ufffdblue.png"][0][1] == "ship"
     nothing = run(SCRIPT, "--model", network / "model.keras", "missing.png", cwd=tmp_path)
     assert nothing.returncode == 1 and not (tmp_path / "predictions_2.png").exists()
 
 
-def test_the_middle_square_is_seen_upright(tmp_path):
-    image = np.zeros((60, 90, 3), np.uint8)
-    image[:, 15:75] = 100  # the middle square
-    image[:30, 15:75] = 200  # its upper half
-    Image.fromarray(image).save(tmp_path / "wide.png")
-    seen = prediction.read_picture(tmp_path / "wide.png", 32)
-    assert seen.shape == (32, 32, 3) and seen.dtype == np.uint8
-    inside = seen[:, 4:-4]  # bicubic interpolation looks a little over the edges
-    assert (inside[:12] == 200).all() and (inside[-12:] == 100).all()
-    turned = Image.fromarray(image).transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held so that "up" is to the left
-    turned.save(tmp_path / "turned.png", exif=exif)
-    turned = prediction.read_picture(tmp_path / "turned.png", 32)
-    np.testing.assert_array_equal(turned[:, 4:-4], inside)
-    for mode in ("L", "RGBA", "P", "CMYK"):
-        Image.new(mode, (50, 40)).save(tmp_path / f"{mode}.tif")
-        assert prediction.read_picture(tmp_path / f"{mode}.tif", 32).shape == (32, 32, 3)
+def test_folders_and_patterns_name_the_pictures_in_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "a.png", "c[1].png"):
+        picture(tmp_path / name, "red")
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "more").mkdir()
+    names = ["a.png", "b.png", "c[1].png"]
+    assert prediction.find_pictures(["."]) == list(map(Path, names))
+    assert prediction.find_pictures(["*.png"]) == list(map(Path, names))
+    assert prediction.find_pictures(["c[1].png", "?.png"]) == [
+        Path("c[1].png"),
+        *map(Path, names[:2]),
+    ]
+    assert prediction.find_pictures(["*.jpg", "more"]) == [Path("*.jpg"), Path("more")]
+
+
+def test_table_has_a_row_for_each_picture(tmp_path):
+    rankings = [[("cat", 0.5), ("a, b", 0.3), ("d", 0.1), ("e", 0.06), ("f", 0.04)], [("cat", 1.0)]]
+    prediction.write_table(tmp_path / "t.csv", [Path("x.png"), Path("y.png")], rankings)
+    first, second = csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8"))
+    assert first["file"] == "x.png" and first["class_2"] == "a, b"
+    assert [float(first[f"probability_{i}"]) for i in range(1, 6)] == [0.5, 0.3, 0.1, 0.06, 0.04]
+    assert second["class_1"] == "cat" and second["class_5"] == second["probability_5"] == ""
+    with pytest.raises(prediction.UsageError, match="--csv .*nowhere.t.csv: No such file"):
+        prediction.write_table(tmp_path / "nowhere" / "t.csv", [], [])
+
+
+def test_network_is_a_run_or_its_file(network, tmp_path):
+    """An unfinished run, too; what belongs to the other option is said."""
+    unfinished = tmp_path / "run"
+    unfinished.mkdir()
+    shutil.copy(network / "model.keras", unfinished / "last.keras")
+    shutil.copy(network / "args.json", unfinished)
+    for path in (network, network / "model.keras", unfinished, unfinished / "last.keras"):
+        assert prediction.trained_network(str(path))[1][3] == "cat"
+    with pytest.raises(prediction.UsageError, match="w.h5 is no .* did you mean --weights w.h5"):
+        prediction.trained_network("w.h5")
+    for path in (str(network), "model.keras"):
+        with pytest.raises(prediction.UsageError, match="did you mean --model"):
+            prediction.imagenet_network(path)
+    with pytest.raises(prediction.UsageError, match="there is no such file"):
+        prediction.trained_network(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["nowhere/names.png", "names.text"])
@@ -155,7 +186,7 @@ def test_classes_have_their_names():
     assert len(set(prediction.CLASS_NAMES["cifar100"])) == 100
 
 
-@pytest.mark.parametrize("content", [b"", b"no network", None])
+@pytest.mark.parametrize("content", [b"", b"no network", None, 2])
 def test_file_that_is_no_network(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.keras"
@@ -164,20 +195,24 @@ def test_file_that_is_no_network(content, tmp_path, monkeypatch):
         x = keras.layers.Lambda(lambda x: x + Path("evil").write_text("done"))(inputs)
         x = keras.layers.GlobalAveragePooling2D()(x)
         keras.Model(inputs, x).save(path)
+    elif content == 2:  # outputs
+        inputs = keras.layers.Input((32, 32, 3))
+        x = keras.layers.GlobalAveragePooling2D()(inputs)
+        keras.Model(inputs, [keras.layers.Dense(10)(x), keras.layers.Dense(10)(x)]).save(path)
     else:
         path.write_bytes(content)
     for file in tmp_path.glob("evil"):
         file.unlink()
     with pytest.raises(prediction.UsageError, match="damaged or no network"):
-        prediction.trained_network(path)
+        prediction.trained_network(str(path))
     assert not (tmp_path / "evil").exists()
     with pytest.raises(prediction.UsageError, match="there is no such file"):
-        prediction.trained_network(tmp_path / "elsewhere.keras")
+        prediction.trained_network(str(tmp_path / "elsewhere.keras"))
 
 
 def test_network_without_args_has_numbers_for_names(network, tmp_path, capsys):
     shutil.copy(network / "model.keras", tmp_path)
-    _, names = prediction.trained_network(tmp_path / "model.keras")
+    _, names = prediction.trained_network(str(tmp_path / "model.keras"))
     assert names == [f"class {i}" for i in range(10)]
     assert "classes have numbers only" in capsys.readouterr().err
 
@@ -196,13 +231,15 @@ def test_network_without_args_has_numbers_for_names(network, tmp_path, capsys):
         ({"class_names": [], "options": {}}, "class 3"),
         ({"options": {"dataset": "cifar10"}}, "class 3"),
         ([], "class 3"),
+        ("[" * 100_000, "class 3"),
         ({"class_names": 3}, "class 3"),
     ],
 )
 def test_classes_are_those_of_the_run(facts, expected, network, tmp_path):
     shutil.copy(network / "model.keras", tmp_path)
-    (tmp_path / "args.json").write_text(json.dumps(facts))
-    _, names = prediction.trained_network(tmp_path / "model.keras")
+    text = facts if isinstance(facts, str) else json.dumps(facts)
+    (tmp_path / "args.json").write_text(text)
+    _, names = prediction.trained_network(str(tmp_path / "model.keras"))
     assert len(names) == 10 and names[3] == expected
 
 
