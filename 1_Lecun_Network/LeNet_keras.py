@@ -104,7 +104,7 @@ def read_cifar(dataset, folder):
     patterns = (f"{place}{names[0]}{kind}" for place in ("", "*/") for kind in (".bin", ""))
     found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
     if not found:
-        fail(f"--data_dir {folder} is no folder with {names[0]}, {names[0]}.bin or train/CLASS/*")
+        fail(f"--data_dir {folder}: no {names[0]}(.bin) or train/CLASS/* there; unpack archives")
     images, labels = [], []
     for path in [found[0].with_name(name + found[0].suffix) for name in names]:
         try:
@@ -291,7 +291,7 @@ def parse_shared_args(parser, argv, batch_size, epochs):
         try:
             saved = json.loads(Path(args.resume, "args.json").read_text())
             saved, *_ = dict(saved["options"]), saved["network"], saved["class_names"]
-        except (OSError, ValueError, TypeError, LookupError):
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
             fail(f"--resume {args.resume} is not the folder of a run")
         given = [
             f"--{key}" if value is True else f"--{key}={value}" for key, value in saved.items()

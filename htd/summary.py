@@ -35,8 +35,12 @@ def read_runs(folder):
     """
     finished, unfinished, first = {}, [], None
     for path in sorted(folder.glob("*/args.json")):
-        run, args = path.parent, json.loads(path.read_text()).get("options", {})
-        if not {"scheduler", "epochs"} <= args.keys():
+        run = path.parent
+        try:
+            args = dict(json.loads(path.read_text())["options"])
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise MixedSettings(f"{path} is damaged: move {run} elsewhere") from error
+        if "epochs" not in args or args.get("scheduler") not in SCHEDULERS:
             raise MixedSettings(f"{run} is no run of ResNet.py: move it elsewhere")
         first = first or (run, args)
         for key in sorted((args.keys() | first[1].keys()) - FREE):
@@ -116,7 +120,7 @@ def main():
     except MixedSettings as error:
         parser.error(error)
     except (OSError, ValueError) as error:
-        parser.error(f"{error}: cannot read or draw the runs")
+        parser.error(f"{' '.join(str(error).split())}: cannot read or draw the runs")
 
 
 if __name__ == "__main__":

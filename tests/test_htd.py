@@ -100,9 +100,13 @@ def test_summary_refuses_runs_of_different_settings(monkeypatch, tmp_path):
         summarize(monkeypatch, tmp_path)
     shutil.rmtree(other)
     run = make_run(tmp_path, "step", 1, [0.1, 0.2, 0.3], batch_size=128)
-    for facts in ({"options": {"epochs": 3}}, {"script": "ResNet.py", "epochs": 3}):
-        (run / "args.json").write_text(json.dumps(facts))
+    for options in ({"epochs": 3}, {"scheduler": ["step"], "epochs": 3}, {"scheduler": "linear"}):
+        (run / "args.json").write_text(json.dumps({"options": options}))
         with pytest.raises(SystemExit, match="step_1 is no run of ResNet.py"):
+            summarize(monkeypatch, tmp_path)
+    for text in ("[" * 100_000, "{}", "[]", '{"options": 3}', "", '{"options": null}'):
+        (run / "args.json").write_text(text)
+        with pytest.raises(SystemExit, match="step_1/args.json is damaged: move .*elsewhere$"):
             summarize(monkeypatch, tmp_path)
     with pytest.raises(SystemExit, match="holds no runs"):
         summarize(monkeypatch, tmp_path / "ResNet-8_cifar10")
