@@ -53,9 +53,9 @@ def center_kernels(model):
     """Shift the kernel of every filter, but for the first layer's, to mean 0.
 
     What comes out of a ReLU has a positive mean, so the same large number, whatever the image, adds
-    up from layer to layer. In nine layers it drowns the differences between images: the loss stays
-    at that of guessing (10 %), or the last ReLU dies. Filters of mean 0 do not see it. Batch
-    normalisation, which would subtract it too, is what this network does without.
+    up from layer to layer. In nine layers of He's initialisation it drowns the differences between
+    images: the loss stays at that of guessing, or the last ReLU dies. Filters of mean 0 do not see
+    it, and start faster than the paper's own initialisation (normal, 0.05).
     """
     convolutions = [layer for layer in model.layers if isinstance(layer, layers.Conv2D)]
     for layer in convolutions[1:]:
