@@ -31,6 +31,7 @@ def test_multiply_adds():
     assert steps.multiply_adds(keras.Model(inputs, grouped)) == 32**2 * 256 * 9 * 64
 
 
+@pytest.mark.slow
 def test_table_csv_and_picture(tmp_path):
     options = ["--seconds", "0.2", "--repeats", "1", "--csv", "speed.csv", "--picture", "speed.png"]
     done = program(

@@ -243,6 +243,7 @@ def test_classes_are_those_of_the_run(facts, expected, network, tmp_path):
     assert len(names) == 10 and names[3] == expected
 
 
+@pytest.mark.slow
 def test_imagenet_network_from_a_file(tmp_path):
     """VGG19 as Keras has it, with random weights: what it says is what Keras' own model says."""
     model = keras.applications.VGG19(weights=None)

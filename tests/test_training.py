@@ -52,7 +52,8 @@ SMALL = {
 }
 # Other scripts that run contain all that these do, or learn in minutes rather than seconds.
 SLOW_ALONE = [*LADDER[1:], "ResNet", "Wide_ResNet_keras", "ResNeXt_keras", "DenseNet_keras"]
-SLOW_ALONE += ["Network_in_Network_keras", "Vgg19_keras", "SENet_keras"]
+SLOW_ALONE += ["Network_in_Network_keras", "Network_in_Network_bn_keras", "Vgg19_keras"]
+SLOW_ALONE += ["SENet_keras", "DenseNet_keras --recompute"]
 FILES = {"args.json", "log.csv", "train", "validation", "last.keras", "model.keras"}
 PICTURES = {"curves.png", "confusion.png"}
 
