@@ -286,7 +286,7 @@ KILLS = {
     name: (["--batch_size", 40, "--epochs", 2, *options], [kill_at("new.keras", 2)])
     for name, options in TINY.items()
 }
-SLOW_KILLS = set(KILLS) - {"LeNet_dp_da_wd_keras", "Wide_ResNet_keras", "ResNet"}
+SLOW_KILLS = set(KILLS) - {"LeNet_dp_da_wd_keras", "Wide_ResNet_keras"}
 
 
 @pytest.mark.parametrize("name", params(KILLS, slow=SLOW_KILLS))
