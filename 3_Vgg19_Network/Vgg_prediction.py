@@ -266,7 +266,7 @@ def main():
             print(f"  {100 * probability:6.2f} %  {name}")
     output = unused(args.output)
     draw(output, titles[:DRAWN], images[:DRAWN], rankings[:DRAWN])
-    shown = f"the first {DRAWN} pictures" if len(images) > DRAWN else "all of it in one picture"
+    shown = f"the first {DRAWN} pictures" if len(images) > DRAWN else "all pictures"
     print(f"{output}: {shown}.")
     if args.csv:
         write_table(table := unused(args.csv), pictures, rankings)
@@ -287,7 +287,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (UsageError, OSError, MemoryError) as error:
-        complain(error)
+        complain(str(error) or "out of memory: give fewer pictures at a time")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit("Interrupted.")

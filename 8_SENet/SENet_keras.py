@@ -237,7 +237,7 @@ def train_batches(images, labels, batch_size, seed, first_epoch, epochs):
 
 
 def augment(padded, seed):
-    """Cut (batch, height + 8, width + 8, 3) images anywhere, mirror half: all from the seed."""
+    """Cut (batch, height, width, 3) out of images 8 pixels larger, mirror half, by the seed."""
     variant = tf.random.stateless_uniform([padded.shape[0], 1], seed, 0, 9 * 9 * 2, tf.int32)
     top, left, mirrored = variant // 18, variant // 2 % 9, variant % 2
     rows, columns = top + tf.range(padded.shape[1] - 8), left + tf.range(padded.shape[2] - 8)

@@ -2,7 +2,8 @@
 """ResNet with three learning-rate schedules to choose from, on CIFAR-10 or CIFAR-100.
 
 Bo-Yang Hsueh, Wei Li and I-Chen Wu: "Stochastic Gradient Descent with Hyperbolic-Tangent Decay on
-Classification", 2018, https://arxiv.org/abs/1806.01593. The network is that of 4_Residual_Network.
+Classification", 2018, https://arxiv.org/abs/1806.01593 (the schedules)
+He et al. 2015, https://arxiv.org/abs/1512.03385, 2016, https://arxiv.org/abs/1603.05027 (network)
 
     python ResNet.py --scheduler tanh --count 2         # ResNet-50, the second of several runs
     python ResNet.py --scheduler step --stack_n 1 --dataset synthetic --epochs 2    # no download
@@ -237,7 +238,7 @@ def train_batches(images, labels, batch_size, seed, first_epoch, epochs):
 
 
 def augment(padded, seed):
-    """Cut (batch, height + 8, width + 8, 3) images anywhere, mirror half: all from the seed."""
+    """Cut (batch, height, width, 3) out of images 8 pixels larger, mirror half, by the seed."""
     variant = tf.random.stateless_uniform([padded.shape[0], 1], seed, 0, 9 * 9 * 2, tf.int32)
     top, left, mirrored = variant // 18, variant // 2 % 9, variant % 2
     rows, columns = top + tf.range(padded.shape[1] - 8), left + tf.range(padded.shape[2] - 8)
