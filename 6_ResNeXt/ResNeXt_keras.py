@@ -20,6 +20,8 @@ import math
 import os
 import pickle
 import shlex
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,6 +36,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps  # Pillow comes with matplotlib
 
 # ------------------------------------------------------------------------------------------ network
 
@@ -120,7 +123,7 @@ def build_network(args, shape, num_classes, mean, variance):
 # ---------------------------------------------- data (from here on, all scripts have the same text)
 
 
-def load_data(dataset, data_dir=None):
+def load_data(dataset, data_dir=None, image_size=32, seed=0):
     """Return (x_train, y_train), (x_test, y_test), class_names.
 
     Images are (n, height, width, 3) uint8 from 0 to 255, labels (n,) integers from 0. Without
@@ -131,10 +134,8 @@ def load_data(dataset, data_dir=None):
     if dataset == "synthetic":
         print("Training on synthetic images: coloured patches made from a seed, no photographs.")
         return synthetic_images(5000, seed=1), synthetic_images(1000, seed=2), names
-    if data_dir and any(map(os.path.isdir, Path(data_dir).glob("train/*"))):
-        return read_pictures(Path(data_dir))
-    if data_dir:
-        return *read_cifar(dataset, Path(data_dir)), names
+    if folder := data_dir and Path(data_dir):
+        return read_cifar(dataset, folder, names) or read_pictures(folder, image_size, seed)
     try:
         sets = getattr(keras.datasets, dataset).load_data()
     except Exception as error:  # Keras raises nothing more precise when a download fails
@@ -142,15 +143,15 @@ def load_data(dataset, data_dir=None):
     return *((images, np.int32(labels.ravel())) for images, labels in sets), names
 
 
-def read_cifar(dataset, folder):
-    """Read CIFAR's binary or Python version, in folder or in a folder in it, as load_data does."""
+def read_cifar(dataset, folder, class_names):
+    """Read CIFAR's binary or Python version, in folder or in one in it; None if there is none."""
     names, key, offset = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], b"labels", 0
     if dataset == "cifar100":
         names, key, offset = ["train", "test"], b"fine_labels", 1  # after the coarse label
     patterns = (f"{place}{names[0]}{kind}" for place in ("", "*/") for kind in (".bin", ""))
     found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
     if not found:
-        fail(f"--data_dir {folder}: no {names[0]}(.bin) or train/CLASS/* there; unpack archives")
+        return None
     images, labels = [], []
     for path in [found[0].with_name(name + found[0].suffix) for name in names]:
         try:
@@ -166,7 +167,7 @@ def read_cifar(dataset, folder):
         except Exception as error:  # whatever a damaged file makes NumPy and pickle do
             fail(f"{path} is not the file of {dataset} that it should be: {error}")
     images, labels = np.concatenate(images), np.concatenate(labels)
-    return (images[:50000], labels[:50000]), (images[50000:], labels[50000:])
+    return (images[:50000], labels[:50000]), (images[50000:], labels[50000:]), class_names
 
 
 class ArraysOnly(pickle.Unpickler):
@@ -179,21 +180,44 @@ class ArraysOnly(pickle.Unpickler):
         return known[name]
 
 
-def read_pictures(folder):
-    """Read train/CLASS/* and test/CLASS/*, cropped and resized to 32x32, as load_data does."""
-    # "area" averages all pixels of a large picture; others skip most of them.
-    options = {"crop_to_aspect_ratio": True, "interpolation": "area", "image_size": (32, 32)}
-    options |= {"class_names": None, "shuffle": False, "batch_size": None}
-    sets = []
-    for part in (folder / "train", folder / "test"):
-        try:
-            pictures = keras.utils.image_dataset_from_directory(part, **options)
-            images, labels = zip(*pictures.as_numpy_iterator())
-        except (ValueError, OSError, tf.errors.OpError) as error:
-            fail(f"cannot read {part}/CLASS/*, with the classes of train: {error}")
-        options["class_names"] = pictures.class_names
-        sets.append((np.uint8(np.round(images)), np.int32(labels)))
-    return *sets, pictures.class_names
+def read_pictures(folder, size=32, seed=0):
+    """Read train/CLASS/* and test/CLASS/*, or CLASS/* and test a fifth of it, as load_data does."""
+    parts = [folder / "train", folder / "test"] if (folder / "train").is_dir() else [folder]
+    sets, names = [], sorted(path.name for path in parts[0].glob("[!.]*") if path.is_dir())
+    if len(names) < 2:
+        fail(f"--data_dir {folder} has neither CIFAR's files (tar xf unpacks them) nor two classes")
+    for part in parts:
+        files = [path for path in sorted(part.glob("[!.]*/**/[!.]*")) if path.is_file()]
+        classes = [path.relative_to(part).parts[0] for path in files]
+        if odd := {*names} ^ {*classes}:
+            fail(f"{part}/{min(odd)} has no pictures, or {parts[0]} has no such folder")
+        images = np.stack([read_picture(path, size) for path in files])
+        sets.append((images, np.int32([names.index(name) for name in classes])))
+    return *(sets if sets[1:] else hold_out(*sets[0], 0.2, seed)), names
+
+
+def read_picture(path, size):
+    """Return the middle square of a picture as a person sees it, (size, size, 3) uint8."""
+    try:
+        image = ImageOps.exif_transpose(Image.open(path))  # cameras note how they were held
+        if image.mode[0] in "IF":  # more than 8 bits, which Pillow would cut off at 255
+            values = np.nan_to_num(np.float64(image))
+            top = 65535 if "16" in image.mode or values.max() > 255 else 255 ** (values.max() > 1)
+            image = Image.fromarray(np.uint8((values * 255 / top).clip(0, 255)))
+        image = image.convert("RGBA")
+    except Exception as error:  # each of Pillow's formats has its own
+        raise OSError(f"{path} cannot be read; save it as PNG or JPEG: {error}") from error
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+
+
+def hold_out(images, labels, part, seed):
+    """Return (images, labels) without a part of every class, chosen by the seed, and that part."""
+    rng, held = np.random.default_rng(seed), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        chosen = np.flatnonzero(labels == label)
+        held[rng.choice(chosen, max(1, round(part * len(chosen))), replace=False)] = True
+    return (images[~held], labels[~held]), (images[held], labels[held])
 
 
 def synthetic_images(count, seed):
@@ -261,6 +285,22 @@ def save(model, run, steps_per_epoch, epoch, logs):
     os.replace(run / "new.keras", run / "last.keras")
 
 
+def begin_with(model, weights):
+    """Take the weights of another run of this network, but for layers of another shape."""
+    path = Path(weights, "model.keras") if os.path.isdir(weights) else weights
+    try:
+        trained = keras.models.load_model(path, compile=False)  # safe: no code in it is run
+    except Exception as error:  # zipfile, h5py and Keras each raise their own
+        fail(f"--weights {path} cannot be loaded: {error!s:.200}")
+    if trained.name != model.name:
+        fail(f"--weights {path} is of {trained.name}, this is {model.name}")
+    for layer, other in zip(model.layers, trained.layers):
+        if [weight.shape for weight in layer.weights] != [w.shape for w in other.weights]:
+            print(f"The weights of {layer.name} have another shape and begin anew.")
+        else:
+            layer.set_weights(other.get_weights())
+
+
 def resume(run, model, class_names, steps_per_epoch):
     """Put what save() saved back into model; return how many epochs the run has."""
     saved, log, epochs_done = json.loads((run / "args.json").read_text()), run / "log.csv", 0
@@ -272,12 +312,16 @@ def resume(run, model, class_names, steps_per_epoch):
         except Exception as error:  # zipfile, h5py and Keras each raise their own
             fail(f"{run}/last.keras is damaged, start a new run: {error!r:.80}")
         epochs_done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
+        if not epochs_done:  # Keras leaves a state that does not fit, with a warning
+            fail(f"{run}/last.keras is of another optimizer: start a new run with --weights {run}")
         for variable in model.non_trainable_variables:
             if variable.path.endswith("seed_generator_state"):  # dropout's: Keras does not save it
                 variable.assign_add([0, epochs_done * steps_per_epoch])  # (seed, steps so far)
     if log.exists():  # a kill before the checkpoint leaves a row too many
-        size = sum(len(row) + 1 for row in log.read_bytes().split(b"\n")[: 1 + epochs_done])
-        os.truncate(log, min(size, log.stat().st_size))
+        rows = [row + b"\n" for row in log.read_bytes().split(b"\n")[:-1]][: 1 + epochs_done]
+        if rows and (rows[0][:6] != b"epoch," or len({row.count(b",") for row in rows}) > 1):
+            fail(f"{log} is damaged: delete it to go on without it")
+        os.truncate(log, len(b"".join(rows)))
     return epochs_done
 
 
@@ -294,30 +338,39 @@ def start_run(args, network, class_names):
     return run
 
 
-def draw(run, labels, predicted, class_names):
-    """Draw RUN/curves.png from RUN/log.csv, and RUN/confusion.png of the test images."""
+def draw(run, images, labels, probabilities, class_names):
+    """Draw RUN/curves.png from RUN/log.csv; confusion.png and mistakes.png of the test images."""
     log = np.genfromtxt(run / "log.csv", delimiter=",", names=True, ndmin=1)
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "learning_rate")):
-        for column, label in ((name, "training"), (f"val_{name}", "test")):
-            if column in log.dtype.names:
-                axes.plot(log["epoch"] + 1, log[column], label=label)
+        for column in (column for column in (name, f"val_{name}") if column in log.dtype.names):
+            axes.plot(log["epoch"] + 1, log[column], label=column)
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         axes.legend()
     axes.set_yscale("log")  # of the learning rate, drawn last
     figure.savefig(run / "curves.png", dpi=150)
 
-    counts = tf.math.confusion_matrix(labels, predicted, len(class_names) or None).numpy()
+    predicted, n = probabilities.argmax(axis=-1), probabilities.shape[-1]
+    counts, names = tf.math.confusion_matrix(labels, predicted, n).numpy(), class_names or range(n)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted", ylabel="label", title="test images")
     figure.colorbar(axes.imshow(counts, cmap="Blues"))
-    if 0 < (n := len(class_names)) <= 20:
-        axes.set_xticks(range(n), class_names, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(n), class_names, parse_math=False)
+    if n <= 20:
+        axes.set_xticks(range(n), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(n), names, parse_math=False)
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if count > counts.max() / 2 else "black"
             axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
     figure.savefig(run / "confusion.png", dpi=150)
+
+    sure = probabilities.max(axis=-1) * (predicted != labels)
+    figure = Figure(figsize=(12, 14), layout="constrained")
+    for place, i in enumerate(np.argsort(-sure)[: min(25, np.count_nonzero(sure))]):
+        axes = figure.add_subplot(5, 5, place + 1, xticks=[], yticks=[])
+        title = f"{names[labels[i]]}, taken for\n{names[predicted[i]]} ({sure[i]:.1%})"
+        axes.set_title(title, fontsize=10, parse_math=False)
+        axes.imshow(images[i])
+    figure.savefig(run / "mistakes.png", dpi=100)
 
 
 def fail(message):
@@ -330,6 +383,7 @@ def parse_shared_args(parser, argv, batch_size, epochs):
     parser.formatter_class, parser.allow_abbrev = argparse.ArgumentDefaultsHelpFormatter, False
     parser.error = fail
     datasets = ("cifar10", "cifar100", "synthetic")
+    sizes, parts = (32, 48, 64, 96, 128, 160, 192, 224), (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     add, a_path = parser.add_argument, lambda text: os.path.abspath(os.path.expanduser(text))
     add("-b", "--batch_size", type=int, default=batch_size, help="images per step")
@@ -337,6 +391,9 @@ def parse_shared_args(parser, argv, batch_size, epochs):
     add("-d", "--dataset", choices=datasets, default="cifar10", help="what to train on")
     add("--data_dir", type=a_path, help="folder with CIFAR's files, or with your own pictures")
     add("--log_dir", type=a_path, default="runs", help="folder for the runs' folders")
+    add("--image_size", type=int, choices=sizes, default=32, help="of your own pictures")
+    add("--validation_split", type=float, choices=parts, default=0.0, help="to validate on")
+    add("--weights", type=os.path.expanduser, metavar="RUN", help="begin with those of this run")
     add("--gpus", type=int, default=1, help="how many GPUs share each batch")
     add("--precision", choices=precisions, default="float32", help="bfloat16: GPUs from Ampere on")
     add("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
@@ -344,15 +401,14 @@ def parse_shared_args(parser, argv, batch_size, epochs):
     argv, saved = sys.argv[1:] if argv is None else list(map(str, argv)), {}
     args = parser.parse_args(argv)
     if args.resume:
+        run = args.resume.removesuffix(f"{os.sep}last.keras")
         try:
-            saved = json.loads(Path(args.resume, "args.json").read_text())
+            saved = json.loads(Path(run, "args.json").read_text())
             saved, *_ = dict(saved["options"]), saved["network"], saved["class_names"]
         except (OSError, ValueError, TypeError, LookupError, RecursionError):
             fail(f"--resume {args.resume} is not the folder of a run")
-        given = [
-            f"--{key}" if value is True else f"--{key}={value}" for key, value in saved.items()
-        ]
-        args = parser.parse_args([*given, *argv])
+        given = [f"--{k}" if value is True else f"--{k}={value}" for k, value in saved.items()]
+        args = parser.parse_args([*given, *argv, "--resume", run])
     for key, value in vars(args).items():  # what is counted begins at 1, a seed at 0
         if type(value) is int and not (key != "seed") <= value < 2**31:
             fail(f"--{key} {value} is not a whole number from {int(key != 'seed')} to {2**31 - 1}")
@@ -369,56 +425,76 @@ def parse_shared_args(parser, argv, batch_size, epochs):
 def main(argv=None):
     """Train as the options say, those of the command line or a list like ["--epochs", "3"]."""
     args = parse_args(argv)
-    try:
-        train(args)
-    except (KeyboardInterrupt, OSError, tf.errors.ResourceExhaustedError) as error:
-        memory = isinstance(error, tf.errors.ResourceExhaustedError)
-        message = "out of memory, lower --batch_size" if memory else str(error) or "interrupted"
-        if args.resume:
-            start = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1] if argv is None else []
-            message += f". To go on: {shlex.join([*start, '--resume', args.resume])}"
-        fail(message)
-
-
-def train(args):
-    """Train a network as the options say and leave its run's folder behind."""
-    keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.json says
     if keras.backend.backend() == "jax":
         tf.config.set_visible_devices([], "GPU")  # it only feeds JAX
     elif keras.backend.backend() != "tensorflow":
         fail(f"KERAS_BACKEND={keras.backend.backend()}: only tensorflow and jax will do")
-    (x_train, y_train), (x_test, y_test), class_names = load_data(args.dataset, args.data_dir)
-    options = tf.data.Options()
+    try:
+        train(args)
+    except (KeyboardInterrupt, MemoryError, OSError, tf.errors.ResourceExhaustedError) as error:
+        memory = isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError))
+        message = "out of memory, lower --batch_size" if memory else str(error) or "interrupted"
+        if args.resume:
+            start = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1] if argv is None else []
+            quoted = subprocess.list2cmdline if os.name == "nt" else shlex.join
+            message += f". To go on: {quoted([*start, '--resume', args.resume])}"
+        fail(message)
+
+
+def prepare_data(args):
+    """Return (images, labels) of training, validation and test, class_names, num_classes."""
+    train, test, names = load_data(args.dataset, args.data_dir, args.image_size, args.seed)
+    num_classes, validation = len(names) or int(train[1].max()) + 1, test
+    if args.validation_split:
+        train, validation = hold_out(*train, args.validation_split, args.seed)
+    if train[0].dtype != np.uint8 or args.image_size not in (32, train[0].shape[1]):
+        fail("images are uint8, and --image_size is for pictures: those of CIFAR are 32x32")
+    if not {*test[1]} <= {*train[1]} == {*range(num_classes)} != {0}:
+        fail("labels count from 0, and every class is in the training images")
+    if len(train[0]) < args.batch_size:
+        fail(f"--batch_size {args.batch_size} is more than the {len(train[0])} training images")
+    if keras.backend.backend() == "jax" and math.gcd(len(validation[0]), len(test[0])) % args.gpus:
+        fail(f"--gpus {args.gpus}: with JAX, it has to divide the number of test images")
+    return train, validation, test, names, num_classes
+
+
+def train(args):
+    """Train a network as the options say and leave its run's folder behind."""
+    keras.utils.set_random_seed(args.seed)
+    (x_train, y_train), validation, test, class_names, num_classes = prepare_data(args)
+    steps_per_epoch, options = len(x_train) // args.batch_size, tf.data.Options()
     options.autotune.enabled = False  # its thread holds up the end of every epoch
-    test = tf.data.Dataset.from_tensor_slices((x_test, y_test)).batch(args.batch_size)
-    test = test.with_options(options)
-    num_classes, classes = len(class_names) or int(y_train.max()) + 1, set(y_train)
-    if x_train.dtype != np.uint8 or not set(y_test) <= classes == {*range(num_classes)} != {0}:
-        fail("images are uint8, labels count from 0, and every class is in the training images")
-    if not (steps_per_epoch := len(x_train) // args.batch_size):
-        fail(f"--batch_size {args.batch_size} is more than the {len(x_train)} training images")
-    if keras.backend.backend() == "jax" and len(x_test) % args.gpus:
-        fail(f"--gpus {args.gpus}: with JAX, it has to divide the {len(x_test)} test images")
-    sample = x_train[:: 1 + len(x_train) // 10000].astype(np.float64)
+    validation_batches, test_batches = (
+        tf.data.Dataset.from_tensor_slices(data).batch(args.batch_size).with_options(options)
+        for data in (validation, test)
+    )
+    sample = x_train[:: 1 + x_train.size // 30_720_000].astype(np.float64)
     mean, variance = sample.mean((0, 1, 2)), sample.var((0, 1, 2))
     build = functools.partial(build_network, args, sample.shape[1:], num_classes, mean, variance)
+    with keras.StatelessScope(initialize_variables=False):  # takes no memory
+        parameters = sum(math.prod(variable.shape) for variable in build().trainable_variables)
+    if parameters > 2e9:
+        fail(f"a network of {parameters:,} parameters takes more memory than machines have")
     model, epochs_done = multi_gpu_model(build, args.gpus), 0
     if args.resume:
         epochs_done = resume(Path(args.resume), model, class_names, steps_per_epoch)
         newest = max(Path(args.resume).glob("*.keras"), key=os.path.getmtime, default=Path())
         if epochs_done + (newest.name == "model.keras") > args.epochs:
             fail(f"{args.resume} has its {epochs_done} epochs: to train on, give --epochs more")
+    if args.weights and not epochs_done:
+        begin_with(model, args.weights)
     run = start_run(args, model.name, class_names)
-    parameters = sum(math.prod(variable.shape) for variable in model.trainable_variables)
     devices = ", ".join(keras.distribution.list_devices()[: args.gpus])
     print(f"{model.name} on {devices}: {parameters:,} trainable parameters. Run: {run}")
+    if "gpu" not in devices.lower() and shutil.which("nvidia-smi"):
+        print("No GPU in use: pip install 'tensorflow[and-cuda]' (Linux, WSL)", file=sys.stderr)
     batches = train_batches(x_train, y_train, args.batch_size, args.seed, epochs_done, args.epochs)
     save_this = functools.partial(save, model, run, steps_per_epoch)
     model.fit(
         batches.with_options(options),
-        validation_data=test,
+        validation_data=validation_batches,
         epochs=args.epochs,
         initial_epoch=epochs_done,
         steps_per_epoch=steps_per_epoch,
@@ -434,8 +510,8 @@ def train(args):
     keras.config.set_dtype_policy("float32")  # TensorFlow Lite and ONNX take no other
     trained = multi_gpu_model(build, gpus=1)
     trained.set_weights(model.get_weights())
-    loss, accuracy, *_ = trained.evaluate(test, verbose=0)
-    draw(run, y_test, trained.predict(test, verbose=0).argmax(axis=-1), class_names)
+    loss, accuracy, *_ = trained.evaluate(test_batches, verbose=0)
+    draw(run, *test, trained.predict(test_batches, verbose=0), class_names)
     trained.save(run / "new.keras")
     os.replace(run / "new.keras", run / "model.keras")  # last: it marks a finished run
     print(f"Run: {run}\nTest accuracy {accuracy:.4f}, loss {loss:.4f} after epoch {args.epochs}.")

@@ -24,6 +24,7 @@ EXCEPTIONS = {
     # LeNet's first scripts do not augment yet; Wide ResNet pads by reflection.
     "train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py", "Wide_ResNet_keras.py"),
     "augment": ("LeNet_keras.py", "LeNet_dp_keras.py"),
+    "begin_with": ("Vgg19_keras.py",),  # or ImageNet's
     "conv": ("DenseNet_keras.py",),  # which has no strides
     "imports": ("ResNet.py",),
     "schedule": ("ResNet.py",),  # every epoch or every step

@@ -118,7 +118,7 @@ def test_unusable_files_are_named(cifar):
             assert "\n" not in message
             assert (damaged != bad_label) or message.endswith(f"it has the label {classes}")
         path.unlink()
-        with pytest.raises(SystemExit, match=f"^error: --data_dir {folder}: no {path.stem}"):
+        with pytest.raises(SystemExit, match=f"^error: --data_dir {folder} has neither CIFAR"):
             script.load_data(dataset, folder)
         path.write_bytes(whole)
         last = folder / FILES[dataset][0][-1]
@@ -178,58 +178,123 @@ def test_own_pictures_are_read(pictures):
         np.testing.assert_array_equal(images, expected[order])
 
 
-def test_own_pictures_are_cropped_and_averaged(tmp_path, train_here):
+def test_own_pictures_are_cropped_and_resized(tmp_path, train_here):
     wide = np.zeros((64, 96, 3))
-    wide[:, 16:80] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
+    wide[:, 16:80] = np.linspace(0, 255, 64)[:, None, None]  # from black to white
     averages = wide[:, 16:80].reshape(32, 2, 32, 2, 3).mean((1, 3))
     grey = np.full((20, 20), 90)  # smaller than 32x32, and of one channel
     for part in ("train", "test"):
         paint(tmp_path / part / "a cat" / "1.png", wide)
         paint(tmp_path / part / "dog" / "2.PNG", wide.transpose(1, 0, 2))
-        paint(tmp_path / part / "dog" / "3.jpg", grey)
-        (tmp_path / part / "dog" / "notes.txt").write_text("no picture")
+        paint(tmp_path / part / "dog" / "more" / "3.jpg", grey)
+        (tmp_path / part / "dog" / ".DS_Store").write_text("no picture")
     (images, labels), test, names = script.load_data("cifar100", tmp_path)
     assert names == ["a cat", "dog"]
     np.testing.assert_array_equal(labels, [0, 1, 1])
     np.testing.assert_array_equal(images, test[0])
-    np.testing.assert_allclose(images[0], averages, atol=0.51)
-    np.testing.assert_allclose(images[1], averages.transpose(1, 0, 2), atol=0.51)
+    np.testing.assert_allclose(images[0][2:-2, 2:-2], averages[2:-2, 2:-2], atol=2)
+    np.testing.assert_allclose(
+        images[1][2:-2, 2:-2], averages.transpose(1, 0, 2)[2:-2, 2:-2], atol=2
+    )
     np.testing.assert_array_equal(images[2], np.full((32, 32, 3), 90))
 
-    run = train_here("LeNet_keras", "--data_dir", tmp_path, "--batch_size", 3, "--epochs", 1)
+    options = ["--data_dir", tmp_path, "--batch_size", 3, "--epochs", 1, "--image_size", 48]
+    run = train_here("LeNet_keras", *options)
     assert json.loads((run / "args.json").read_text())["class_names"] == names
-    assert keras.models.load_model(run / "model.keras").output_shape == (None, 2)
+    model = keras.models.load_model(run / "model.keras")
+    assert model.output_shape == (None, 2) and model.input_shape == (None, 48, 48, 3)
 
 
-def test_class_without_pictures_to_train_on_is_refused(tmp_path, train_here):
-    for place in ("train/cat", "train/dog", "test/cat", "test/dog", "test/fox"):
-        paint(tmp_path / place / "1.png", np.zeros((9, 9)))
-    (tmp_path / "train" / "fox").mkdir()
-    with pytest.raises(SystemExit, match="^error: .*every class is in the training images$"):
-        train_here("LeNet_keras", "--data_dir", tmp_path, "--batch_size", 2, "--epochs", 1)
+def test_class_folders_alone_are_divided_by_the_seed(tmp_path):
+    for label, name in enumerate(("cat", "dog")):
+        for i in range(10 * (1 + label)):
+            paint(tmp_path / name / f"{i}.png", np.full((32, 32, 3), 100 * label + i))
+    sets = [script.load_data("cifar10", tmp_path, seed=seed) for seed in (0, 0, 1)]
+    for (x_train, y_train), (x_test, y_test), names in sets:
+        assert names == ["cat", "dog"]
+        assert np.bincount(y_train).tolist() == [8, 16] and np.bincount(y_test).tolist() == [2, 4]
+        levels = [int(image[0, 0, 0]) for image in (*x_train, *x_test)]
+        assert sorted(levels) == [*range(10), *range(100, 120)]
+        assert [level // 100 for level in levels] == [*y_train, *y_test]
+    np.testing.assert_array_equal(sets[0][1][0], sets[1][1][0])
+    assert (sets[0][1][0] != sets[2][1][0]).any()
+
+
+def test_a_part_of_every_class_is_held_out():
+    labels = np.repeat([0, 1, 2], [100, 50, 1])
+    np.random.default_rng(1).shuffle(labels)
+    images = np.arange(151) + 1000 * labels
+    (kept, kept_labels), (held, held_labels) = script.hold_out(images, labels, 0.1, seed=3)
+    assert sorted([*kept, *held]) == sorted(images)
+    np.testing.assert_array_equal(kept // 1000, kept_labels)
+    np.testing.assert_array_equal(held // 1000, held_labels)
+    assert np.bincount(held_labels).tolist() == [10, 5, 1]  # at least one
+
+
+def test_validation_split_is_shown_and_the_test_images_are_looked_at_once(
+    pictures, train_here, monkeypatch
+):
+    module, seen = load("LeNet_keras"), []
+    fit = keras.Model.fit
+
+    def spy(model, batches, validation_data, **options):
+        seen.append([tuple(map(np.array, batch)) for batch in validation_data])
+        seen.append([np.array(labels) for _, labels in batches.take(options["steps_per_epoch"])])
+        return fit(model, batches, validation_data=validation_data, **options)
+
+    monkeypatch.setattr(keras.Model, "fit", spy)
+    options = ["--data_dir", pictures(320), "--batch_size", 32, "--epochs", 1]
+    train_here(module, *options, "--validation_split", 0.2)
+    shown, trained_on = seen
+    (x_train, y_train), *_ = module.load_data("cifar10", pictures(320))
+    expected = sum(max(1, round(0.2 * count)) for count in np.bincount(y_train))
+    images = np.concatenate([x for x, _ in shown])
+    assert len(images) == expected and sum(map(len, trained_on)) == (320 - expected) // 32 * 32
+    known = {image.tobytes() for image in x_train}
+    assert all(image.tobytes() in known for image in images)
 
 
 @pytest.mark.parametrize(
-    "spoil, part",
+    "spoil, message",
     [
-        (lambda path: shutil.rmtree(path / "test" / "cat"), "test"),
-        (lambda path: shutil.rmtree(path / "test"), "test"),
-        (lambda path: (path / "train" / "cat" / "1.png").write_text("no picture"), "train"),
-        (lambda path: (path / "test" / "dog" / "2.jpg").write_bytes(b""), "test"),
-        (lambda path: [file.unlink() for file in path.glob("train/*/*")], "train"),
+        (lambda path: shutil.rmtree(path / "test" / "cat"), "test/cat has no pictures, or "),
+        (lambda path: shutil.rmtree(path / "test"), "test/cat has no pictures, or "),
+        (lambda path: paint(path / "test/fox/1.png", np.zeros((9, 9))), "test/fox has no pictures"),
+        (lambda path: (path / "train/fox").mkdir(), "train/fox has no pictures, or "),
+        (lambda path: [file.unlink() for file in path.glob("train/*/*")], "train/cat has no pict"),
+        (lambda path: shutil.rmtree(path / "train" / "cat"), " nor two classes"),
+        (lambda path: (path / "train/cat/1.png").write_text("none"), "train/cat/1.png cannot be"),
+        (lambda path: (path / "test/dog/2.jpg").write_bytes(b""), "test/dog/2.jpg cannot be"),
+        (lambda path: (path / "test/dog/notes.txt").write_text("x"), "test/dog/notes.txt cannot"),
     ],
-    ids=["class missing", "test missing", "text", "empty", "nothing"],
 )
-def test_own_pictures_that_cannot_be_used(spoil, part, tmp_path):
+def test_own_pictures_that_cannot_be_used(spoil, message, tmp_path):
     for place in ("train/cat", "train/dog", "test/cat", "test/dog"):
         paint(tmp_path / place / "1.png", np.zeros((9, 9)))
     script.load_data("cifar10", tmp_path)
     spoil(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        script.load_data("cifar10", tmp_path)
-    message = stop.value.code
-    assert message.startswith(f"error: cannot read {tmp_path / part}/CLASS/*")
-    assert "\n" not in message
+        script.main(["--data_dir", str(tmp_path), "--log_dir", str(tmp_path / "runs")])
+    assert message in stop.value.code and "\n" not in stop.value.code
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "nowhere"])
+def test_archive_that_is_not_unpacked(name, tmp_path):
+    if name != "nowhere":
+        (tmp_path / name).write_bytes(b"no folder")
+    with pytest.raises(SystemExit, match=f"{name} has neither CIFAR's files .tar xf unpacks"):
+        script.load_data("cifar10", tmp_path / name)
+
+
+def test_size_is_for_own_pictures(cifar):
+    dataset, folder, *_ = cifar
+    for options in (["--data_dir", folder, "--dataset", dataset], ["--dataset", "synthetic"]):
+        args = script.parse_args([*map(str, options), "--image_size", "64"])
+        with pytest.raises(
+            SystemExit, match="--image_size is for pictures: those of CIFAR are 32x32"
+        ):
+            script.prepare_data(args)
 
 
 def test_synthetic_images_are_balanced_repeatable_and_disjoint():

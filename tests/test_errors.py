@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import zipfile
 
@@ -68,12 +69,11 @@ WHOLE = "is not a whole number from 1 to 2147483647"
             ["--gpus", 2, "--precision", "mixed_float16"],
             "goes without mixed_float16",
         ),
-        ("LeNet_keras", ["--data_dir", "nowhere"], "no data_batch_1(.bin) or train/CLASS/* there"),
-        (
-            "LeNet_keras",
-            ["--data_dir", "nowhere", "--dataset", "cifar100"],
-            "no train(.bin) or train/CLASS/* there",
-        ),
+        ("LeNet_keras", ["--data_dir", "nowhere"], "nowhere has neither CIFARs files"),
+        ("LeNet_keras", ["--epochs", 10**20], f"--epochs {10**20} {WHOLE}"),
+        ("LeNet_keras", ["--validation_split", 1], "invalid choice: 1.0 (choose from 0.0, 0.05, 0"),
+        ("LeNet_keras", ["--validation_split", "nan"], "invalid choice: nan (choose from 0.0, 0."),
+        ("LeNet_keras", ["--image_size", 31], "invalid choice: 31 (choose from 32, 48, 64, 96, 1"),
         ("LeNet_keras", ["--data_dir", ".", "-d", "synthetic"], "--data_dir is for cifar10"),
         ("LeNet_keras", ["--resume", "nowhere"], "nowhere is not the folder of a run"),
     ],
@@ -281,6 +281,72 @@ def test_resume_keeps_the_rows_of_finished_epochs(copied, newline):
     ).read_bytes().decode() == header + newline  # below which CSVLogger goes on
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epoch,loss\n0\n1,0.5\n",
+        "epoch,loss\n0,0.5\n1\n",
+        "step,loss\n0,0.5\n1,0.4\n",
+        "0,0.5\n1,0.4\n",
+        "\xff\xfe\n",
+    ],
+)
+def test_resume_with_a_damaged_log(refused, copied, text):
+    """Before it trains, not when the curves are drawn."""
+    (copied / "log.csv").write_text(text, encoding="latin-1")
+    assert f"{copied}/log.csv is damaged: delete it to go on without it" in refused("-e", 3)
+
+
+@pytest.mark.parametrize("text", ["", "epoch", "epoch,loss\n0", "\xff\xfe"])
+def test_resume_drops_half_rows(copied, text):
+    """So that CSVLogger begins a row of its own."""
+    (copied / "log.csv").write_text(text, encoding="latin-1")
+    script = load("LeNet_dp_keras")
+    names = json.loads((copied / "args.json").read_text())["class_names"]
+    assert script.resume(copied, script.multi_gpu_model(script.lenet, 1), names, 2) == 2
+    assert (copied / "log.csv").read_text() == text[: text.rfind("\n") + 1]
+
+
+def test_resume_with_another_optimizer(refused, monkeypatch):
+    monkeypatch.setattr(keras.optimizers, "SGD", lambda **_: keras.optimizers.Adam())
+    assert "last.keras is of another optimizer: start a new run" in refused("-e", 3)
+
+
+def test_resume_takes_the_checkpoint_for_its_run(refused, copied):
+    whole = (copied / "last.keras").read_bytes()
+    (copied / "last.keras").write_bytes(whole[:-100])
+    message = refused("--resume", copied / "last.keras")
+    assert message.startswith(f"{copied}/last.keras is damaged")
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("Wide_ResNet_keras", ["--width", 1_000_000]),
+        ("Wide_ResNet_keras", ["--width", 300]),
+        ("ResNeXt_keras", ["--base_width", 100_000]),
+        ("SENet_keras", ["--base_width", 100_000]),
+        ("DenseNet_keras", ["--growth_rate", 10_000]),
+    ],
+)
+def test_network_that_fits_nowhere_is_not_built(error_of, name, options):
+    message = error_of(name, "--dataset", "synthetic", *options)
+    assert re.match(r"a network of [\d,]{13,} parameters takes more memory than machines", message)
+
+
+def test_weights_of_another_network(error_of, finished, tmp_path):
+    options = ["--dataset", "synthetic", "--weights"]
+    for weights in (finished, finished / "model.keras"):
+        message = error_of("LeNet_keras", *options, weights)
+        assert message == f"--weights {finished}/model.keras is of LeNet_dp, this is LeNet"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "file.keras").write_text("no network")
+    for weights in ("nowhere", "run", "file.keras"):
+        message = error_of("LeNet_dp_keras", *options, weights)
+        assert message.startswith(f"--weights {weights}") and " cannot be loaded: " in message
+    assert not (tmp_path / "runs").exists()
+
+
 def test_checkpoint_cannot_run_code(finished, copied):
     """The configuration inside last.keras is not even read: only its numbers are."""
     with zipfile.ZipFile(finished / "last.keras") as old:
@@ -292,8 +358,7 @@ def test_checkpoint_cannot_run_code(finished, copied):
     script = load("LeNet_dp_keras")
     names = json.loads((copied / "args.json").read_text())["class_names"]
     model, expected = (script.multi_gpu_model(script.lenet, 1) for _ in range(2))
-    assert (
-        script.resume(copied, model, names, 2) == script.resume(finished, expected, names, 2) == 2
-    )
+    assert script.resume(copied, model, names, 2) == 2
+    assert script.resume(finished, expected, names, 2) == 2
     for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -162,6 +162,7 @@ def imagenet_file(tmp_path_factory):
 def test_pretrained_convolutions_see_the_pixels_they_were_trained_on(imagenet_file):
     path, pretrained = imagenet_file
     model = build("Vgg19_keras", f"--weights {path}")  # MEAN and VARIANCE are not used
+    vgg.begin_with(model, str(path))
     convolutions = layers_of(model, layers.Conv2D)
     x = some_pixels()
     first = keras.Model(model.input, convolutions[0].output)(x)
@@ -189,17 +190,19 @@ def test_file_of_pretrained_weights_may_have_the_top_layers(imagenet_file, monke
         np.testing.assert_array_equal(ours.get_weights()[0], theirs.get_weights()[0])
 
 
-def test_resumed_vgg_reads_its_own_weights_only(tmp_path, monkeypatch):
-    def network(shape, num_classes, mean, variance=1.0):
-        return mean
+def test_resumed_vgg_reads_its_own_weights_only(monkeypatch, pictures, train_here):
+    def small(shape, num_classes, mean, variance):
+        assert mean == vgg.IMAGENET_MEAN
+        inputs = layers.Input(shape)
+        x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
+        return keras.Model(inputs, layers.Dense(num_classes, "softmax")(x), name="VGG19")
 
-    monkeypatch.setattr(vgg, "vgg19", network)
-    monkeypatch.setattr(vgg, "load_pretrained", lambda *_: pytest.fail("weights were read"))
-    facts = {"network": "VGG19", "class_names": [], "options": {"weights": "imagenet"}}
-    (tmp_path / "args.json").write_text(json.dumps(facts))
-    (tmp_path / "last.keras").touch()
-    args = vgg.parse_args(["--resume", str(tmp_path)])
-    assert vgg.build_network(args, (32, 32, 3), 10, MEAN, VARIANCE) == vgg.IMAGENET_MEAN
+    read = []
+    monkeypatch.setattr(vgg, "vgg19", small)
+    monkeypatch.setattr(vgg, "load_pretrained", lambda model, weights: read.append(weights))
+    run = train_here(vgg, "--data_dir", pictures(80), "-b", 20, "-e", 1)
+    train_here(vgg, "--resume", run, "-e", 2)
+    assert read == ["imagenet"]
 
 
 @pytest.mark.parametrize("exists", [False, True])

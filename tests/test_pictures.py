@@ -2,13 +2,15 @@
 
 import contextlib
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, load
 from PIL import Image, features
 
-read_picture = load(ROOT / "3_Vgg19_Network" / "Vgg_prediction.py").read_picture
+scripts = [load("ResNet_keras"), load(ROOT / "3_Vgg19_Network" / "Vgg_prediction.py")]
+read_picture = scripts[0].read_picture
 SIDE = 64
 # Of the quarters of a picture: above left, above right, below left, below right.
 COLOURS = [(250, 250, 250), (200, 30, 30), (20, 20, 20), (30, 60, 200)]
@@ -193,3 +195,12 @@ def test_picture_that_is_too_large_is_refused(tmp_path):
     Image.new("1", (20000, 10000), 1).save(tmp_path / "large.png")
     with pytest.raises(OSError, match="large.png cannot be read; .*exceeds limit"):
         read_picture(tmp_path / "large.png", 32)
+
+
+def test_all_scripts_read_pictures_alike():
+    texts = []
+    for script in scripts:
+        source = Path(script.__file__).read_text()
+        start = source.index("def read_picture(")
+        texts.append(source[start : source.index("\n\n\n", start)])
+    assert texts[0] == texts[1]

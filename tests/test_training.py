@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ SLOW_ALONE = [*LADDER[1:], "ResNet", "Wide_ResNet_keras", "ResNeXt_keras", "Dens
 SLOW_ALONE += ["Network_in_Network_keras", "Network_in_Network_bn_keras", "Vgg19_keras"]
 SLOW_ALONE += ["SENet_keras", "DenseNet_keras --recompute"]
 FILES = {"args.json", "log.csv", "train", "validation", "last.keras", "model.keras"}
-PICTURES = {"curves.png", "confusion.png"}
+PICTURES = {"curves.png", "confusion.png", "mistakes.png"}
 
 # Loads and evaluates networks where nothing but Keras and NumPy is imported.
 EVALUATE = """
@@ -591,6 +592,50 @@ for path in glob.glob("**/model.keras", recursive=True):
     found[path] = keras.models.load_model(path).predict(images, verbose=0)
 numpy.savez("predicted.npz", **found)
 """
+
+
+@pytest.fixture
+def three_classes(pictures, tmp_path):
+    """A folder with three of the classes' pictures."""
+    for part in ("train", "test"):
+        for name in ("class_2", "class_5", "class_7"):
+            shutil.copytree(pictures(80) / part / name, tmp_path / "three" / part / name)
+    return tmp_path / "three"
+
+
+@pytest.mark.parametrize("name, options", [("ResNet_keras", ["--stack_n", 1])])
+def test_run_begins_with_the_weights_of_another(
+    name, options, pictures, three_classes, train_here, tmp_path, capfd
+):
+    """With other classes, all layers but the last fit; killed at once, it does so again."""
+    script = load(name)
+    options += ["--batch_size", 8, "--epochs", 1]
+    run = train_here(script, "--data_dir", pictures(80), *options)
+    trained = keras.models.load_model(run / "model.keras")
+    for weights in (run, run / "model.keras"):
+        args = script.parse_args(list(map(str, options)))
+        model = script.build_network(args, (32, 32, 3), 3, 0.0, 1.0)
+        capfd.readouterr()
+        script.begin_with(model, str(weights))
+        (last,) = [layer.name for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+        said = f"The weights of {last} have another shape and begin anew.\n"
+        assert capfd.readouterr().out == said
+        for layer, other in zip(model.layers, trained.layers):
+            if layer.name != last:
+                for a, b in zip(layer.get_weights(), other.get_weights(), strict=True):
+                    np.testing.assert_array_equal(a, b)
+
+    folders = whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options += ["--data_dir", three_classes, "--weights", run]
+    lines = [line(script.__file__, *options, "--log_dir", folder / "runs") for folder in folders]
+    for folder in folders:
+        folder.mkdir()
+    kill_at("log.csv")(lines[1], broken)
+    resume = line(script.__file__, "--resume", only_run(broken))
+    done = finish(start(lines[0], resume, cwd=whole), whole)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" have another shape and begin anew.") == 2
+    assert_equal_runs(only_run(whole), only_run(broken))
 
 
 @pytest.mark.parametrize("name", params(ON_JAX, slow=["ResNet_keras", "Wide_ResNet_keras"]))
