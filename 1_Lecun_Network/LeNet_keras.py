@@ -236,8 +236,8 @@ def begin_with(model, weights):
         trained = keras.models.load_model(path, compile=False)  # safe: no code in it is run
     except Exception as error:  # zipfile, h5py and Keras each raise their own
         fail(f"--weights {path} cannot be loaded: {error!s:.200}")
-    if trained.name != model.name:
-        fail(f"--weights {path} is of {trained.name}, this is {model.name}")
+    if (trained.name, len(trained.layers)) != (model.name, len(model.layers)):
+        fail(f"--weights {path}: its {trained.name} has other layers than this {model.name}")
     for layer, other in zip(model.layers, trained.layers):
         if [weight.shape for weight in layer.weights] != [w.shape for w in other.weights]:
             print(f"The weights of {layer.name} have another shape and begin anew.")

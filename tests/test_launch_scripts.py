@@ -92,14 +92,14 @@ def assert_same_step(start, losses, states):
     assert size > 0 and difference < 1e-4 * size
 
 
-def test_run_goes_on_under_the_launcher_and_back(tmp_path):
+def test_run_goes_on_without_the_launcher(tmp_path):
     launcher, script = ROOT / "launch" / "cpu.py", SCRIPTS["LeNet_dp_da_wd_keras"]
     logs = []
-    for ways in (("plain", "launched"), ("launched", "plain")):
-        folder = tmp_path / ways[0]
+    for ways in ({2: "plain"}, {1: "launched", 2: "plain"}):
+        folder = tmp_path / str(len(ways))
         folder.mkdir()
         options = ["--dataset", "synthetic", "-b", "500"]
-        for epochs, way in enumerate(ways, start=1):
+        for epochs, way in ways.items():
             start = [launcher] if way == "launched" else []
             command = map(str, [sys.executable, *start, script, *options, "--epochs", epochs])
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)

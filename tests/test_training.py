@@ -526,6 +526,19 @@ def test_main_takes_a_list_and_arrays_of_ones_own(monkeypatch, tmp_path, capfd):
     assert {path.name for path in folder.iterdir()} == FILES | PICTURES
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_gpu_that_is_not_seen_is_named_once(
+    there, pictures, train_here, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if there:
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    train_here("LeNet_keras", "--data_dir", pictures(80), "--epochs", 1, "-b", 20)
+    line = "No GPU in use: pip install 'tensorflow[and-cuda]' (Linux, WSL)\n"
+    assert capfd.readouterr().err.count(line) == there
+
+
 FULL = "[Errno 28] No space left on device"
 
 
@@ -603,13 +616,13 @@ def three_classes(pictures, tmp_path):
     return tmp_path / "three"
 
 
-@pytest.mark.parametrize("name, options", [("ResNet_keras", ["--stack_n", 1])])
+@pytest.mark.parametrize("name", params(["LeNet_dp_da_wd_keras", "ResNet_keras"], ["ResNet_keras"]))
 def test_run_begins_with_the_weights_of_another(
-    name, options, pictures, three_classes, train_here, tmp_path, capfd
+    name, pictures, three_classes, train_here, tmp_path, capfd
 ):
     """With other classes, all layers but the last fit; killed at once, it does so again."""
     script = load(name)
-    options += ["--batch_size", 8, "--epochs", 1]
+    options = ["--batch_size", 8, "--epochs", 1]
     run = train_here(script, "--data_dir", pictures(80), *options)
     trained = keras.models.load_model(run / "model.keras")
     for weights in (run, run / "model.keras"):
@@ -617,7 +630,7 @@ def test_run_begins_with_the_weights_of_another(
         model = script.build_network(args, (32, 32, 3), 3, 0.0, 1.0)
         capfd.readouterr()
         script.begin_with(model, str(weights))
-        (last,) = [layer.name for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+        last = model.layers[-1].name
         said = f"The weights of {last} have another shape and begin anew.\n"
         assert capfd.readouterr().out == said
         for layer, other in zip(model.layers, trained.layers):
