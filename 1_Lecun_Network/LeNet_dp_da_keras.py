@@ -16,11 +16,14 @@ import json
 import math
 import os
 import pickle
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+import warnings
+import zipfile
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -242,17 +245,18 @@ def save(model, run, steps_per_epoch, epoch, logs):
 def begin_with(model, weights):
     """Take the weights of another run of this network, but for layers of another shape."""
     path = Path(weights, "model.keras") if os.path.isdir(weights) else weights
+    network = keras.Model(model.inputs, model.outputs)  # the same layers, without the optimizer
     try:
-        trained = keras.models.load_model(path, compile=False)  # safe: no code in it is run
+        saved = json.loads(zipfile.ZipFile(path).read("config.json"))["config"]
+        if (saved["name"], len(saved["layers"])) != (model.name, len(model.layers)):
+            raise ValueError(f"its {saved['name']} has other layers than this {model.name}")
+        with warnings.catch_warnings(record=True) as caught:
+            network.load_weights(path, skip_mismatch=True)  # numbers only: no code in it is run
     except Exception as error:  # zipfile, h5py and Keras each raise their own
         fail(f"--weights {path} cannot be loaded: {error!s:.200}")
-    if (trained.name, len(trained.layers)) != (model.name, len(model.layers)):
-        fail(f"--weights {path}: its {trained.name} has other layers than this {model.name}")
-    for layer, other in zip(model.layers, trained.layers):
-        if [weight.shape for weight in layer.weights] != [w.shape for w in other.weights]:
-            print(f"The weights of {layer.name} have another shape and begin anew.")
-        else:
-            layer.set_weights(other.get_weights())
+    said = " ".join(str(warning.message) for warning in caught)
+    for name in sorted({*re.findall(r"<\w+ name=(\w+), built", said)}):
+        print(f"The weights of {name} have another shape and begin anew.")
 
 
 def resume(run, model, class_names, steps_per_epoch):
@@ -389,7 +393,8 @@ def main(argv=None):
         train(args)
     except (KeyboardInterrupt, MemoryError, OSError, tf.errors.ResourceExhaustedError) as error:
         memory = isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError))
-        message = "out of memory, lower --batch_size" if memory else str(error) or "interrupted"
+        message = "out of memory: a new run with a smaller --batch_size needs less"
+        message = message if memory else str(error) or "interrupted"
         if args.resume:
             start = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1] if argv is None else []
             quoted = subprocess.list2cmdline if os.name == "nt" else shlex.join
@@ -443,7 +448,8 @@ def train(args):
     devices = ", ".join(keras.distribution.list_devices()[: args.gpus])
     print(f"{model.name} on {devices}: {parameters:,} trainable parameters. Run: {run}")
     if "gpu" not in devices.lower() and shutil.which("nvidia-smi"):
-        print("No GPU in use: pip install 'tensorflow[and-cuda]' (Linux, WSL)", file=sys.stderr)
+        wheel = "jax[cuda12]" if keras.backend.backend() == "jax" else "tensorflow[and-cuda]"
+        print(f"No GPU in use: pip install '{wheel}' (Linux, WSL)", file=sys.stderr)
     batches = train_batches(x_train, y_train, args.batch_size, args.seed, epochs_done, args.epochs)
     save_this = functools.partial(save, model, run, steps_per_epoch)
     model.fit(

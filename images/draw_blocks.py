@@ -138,9 +138,10 @@ def vgg(axes):
         arrow(axes, (x, last - HIGH / 2), (x, last - 0.65), (x + 1.75, last - 0.65),
               (x + 1.75, 0.55), (x + 3.5, 0.55), (x + 3.5, HIGH / 2))  # fmt: skip
     ends = [("dense", "4096, dropout"), ("dense", "4096, dropout"), ("dense", "10, softmax")]
+    arrow(axes, (-1.3, 0), (-1, 0))
     note(axes, 17.5, 0.75, "1x1x512", "center")
     chain(axes, 17.5, 0, ends, 2.6)
-    return -1.3, 19, -5.6, 1.0
+    return -1.4, 19, -5.6, 1.0
 
 
 def residual(axes):

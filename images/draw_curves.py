@@ -2,9 +2,10 @@
 
 python images/draw_curves.py images/lenet_ladder.png doc/results/LeNet*.csv
 python images/draw_curves.py images/resnet20.png doc/results/ResNet-20.csv
+python images/draw_curves.py --share images/networks.png doc/results/LeNet.csv ...
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +13,30 @@ from matplotlib.figure import Figure
 
 
 def main():
-    target, logs = sys.argv[1], sorted(sys.argv[2:], key=len)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for path in logs:
-        log = np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
-        for axes, column in (left, "val_accuracy"), (right, "accuracy"):
-            percent = 100 * log[column]
-            label = f"{Path(path).stem}: {percent[-1]:.2f} %"
-            axes.plot(log["epoch"] + 1, percent, label=label, linewidth=1.2)
-    left.set(title="test images", xlabel="epoch", ylabel="accuracy in %")
-    right.set(title="training images", xlabel="epoch")
-    for axes in (left, right):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("target", type=Path, help="the picture")
+    parser.add_argument("logs", type=Path, nargs="+", help="what each run left")
+    parser.add_argument("--share", action="store_true", help="of its epochs, so that all end alike")
+    args = parser.parse_args()
+    logs = {
+        path.stem: np.genfromtxt(path, delimiter=",", names=True, ndmin=1) for path in args.logs
+    }
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = zip(
+        figure.subplots(1, 2, sharey=True), ("test", "training"), ("val_accuracy", "accuracy")
+    )
+    for axes, title, column in panels:
+        for name, log in sorted(logs.items(), key=lambda item: -item[1]["val_accuracy"][-1]):
+            epochs, percent = log["epoch"] + 1, 100 * log[column]
+            x = 100 * epochs / len(epochs) if args.share else epochs
+            label = f"{name.replace('_', ' ')}: {percent[-1]:.2f} %"
+            label += f", {len(epochs)} epochs" if args.share else ""
+            axes.plot(x, percent, label=label, linewidth=1.2)
+        axes.set(title=f"{title} images", xlabel="% of its epochs" if args.share else "epoch")
+        axes.set(ylabel="accuracy in %" if column.startswith("val") else "")
         axes.grid(alpha=0.3)
-        axes.legend(title="last epoch")
-    figure.savefig(target, dpi=120)
+        axes.legend(title="last epoch", fontsize=8)
+    figure.savefig(args.target, dpi=120)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,8 @@ def test_network_computes_what_the_paper_does(script, options, paper, facts):
     last = [v for v in model.trainable_variables if v.name in ("kernel", "gamma")][-1]
     last.assign(last / np.sqrt(np.mean(np.square(features))))
     normalized = (pixels - np.array(MEAN)) / np.sqrt(VARIANCE)
+    if script == "Vgg19_keras":
+        normalized = pixels - np.array(vgg.IMAGENET_MEAN)
     weights = Weights(model)
     expected = paper(weights, pixels / 255 if script == LADDER[0] else normalized, **facts)
     assert not any(weights.unused.values())

@@ -588,7 +588,9 @@ def test_too_little_memory_is_one_line(monkeypatch, pictures, tmp_path, name, wh
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\ntensor")
 
     monkeypatch.setattr(keras.Model, where, full)
-    with pytest.raises(SystemExit, match=r"\Aerror: out of memory, lower --batch_size.*\Z") as stop:
+    with pytest.raises(
+        SystemExit, match=r"\Aerror: out of memory: a new run with a smaller --batch_size.*\Z"
+    ) as stop:
         train_here(name, "--data_dir", pictures(), "--epochs", 1)
     assert (". To go on: " in stop.value.code) == (where == "fit") == bool(list(tmp_path.iterdir()))
 
