@@ -230,7 +230,9 @@ def classes(config):
         yield config["module"], config["registered_name"] or config["class_name"]
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_recomputed_bottlenecks_train_like_kept_ones(precision, tmp_path):
     images, labels = densenet.synthetic_images(64, seed=1)
     losses, models, policy = [], [], keras.config.dtype_policy()

@@ -2,14 +2,13 @@
 
 import contextlib
 import importlib
-import subprocess
 import sys
 import zipfile
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SCRIPTS, load, only_run
+from conftest import ROOT, SCRIPTS, fork, load, only_run, run
 
 sys.path.insert(0, str(ROOT))
 faster = importlib.import_module("launch.cpu").faster
@@ -25,7 +24,7 @@ OPTIONS = {
     "SENet_keras": ["--cardinality", "2", "--base_width", "8"],
 }
 # The others are made of the same layers, or wait for pytest -m ''.
-QUICK = {"LeNet_dp_da_wd_keras", "Wide_ResNet_keras"}
+QUICK = {"LeNet_dp_da_wd_keras"}
 NAMES = [pytest.param(n, marks=[pytest.mark.slow] if n not in QUICK else []) for n in SCRIPTS]
 
 
@@ -92,6 +91,7 @@ def assert_same_step(start, losses, states):
     assert size > 0 and difference < 1e-4 * size
 
 
+@pytest.mark.slow
 def test_run_goes_on_without_the_launcher(tmp_path):
     launcher, script = ROOT / "launch" / "cpu.py", SCRIPTS["LeNet_dp_da_wd_keras"]
     logs = []
@@ -100,11 +100,12 @@ def test_run_goes_on_without_the_launcher(tmp_path):
         folder.mkdir()
         options = ["--dataset", "synthetic", "-b", "500"]
         for epochs, way in ways.items():
-            start = [launcher] if way == "launched" else []
-            command = map(str, [sys.executable, *start, script, *options, "--epochs", epochs])
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+            if way == "launched":
+                done = run(launcher, script, *options, "--epochs", epochs, cwd=folder)
+                assert "launch/cpu.py: faster" in done.stderr
+            else:
+                done = fork(script, *options, "--epochs", epochs, cwd=folder)
             assert done.returncode == 0, done.stderr
-            assert ("launch/cpu.py: faster" in done.stderr) == (way == "launched")
             options = ["--resume", only_run(folder)]
         logs.append(np.genfromtxt(only_run(folder) / "log.csv", delimiter=",", names=True))
     for column in logs[0].dtype.names:

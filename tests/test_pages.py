@@ -1,4 +1,4 @@
-"""The pages hold together: links, pictures, commands; and Chinese pages say what English ones do."""
+"""The pages hold together: links, pictures, commands; Chinese pages say what English ones do."""
 
 import re
 import shlex

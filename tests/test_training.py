@@ -473,7 +473,7 @@ def test_two_devices_train_every_network(name, pictures, tmp_path):
     "name",
     params(
         ["LeNet_dp_da_wd_keras", "Network_in_Network_bn_keras"],
-        slow=["Network_in_Network_bn_keras"],
+        slow=["LeNet_dp_da_wd_keras", "Network_in_Network_bn_keras"],
     ),
 )
 def test_run_on_two_devices_resumes_where_it_was_killed(name, pictures, tmp_path):
