@@ -349,6 +349,7 @@ def draw(run, images, labels, probabilities, class_names):
 
     sure = probabilities.max(axis=-1) * (predicted != labels)
     figure = Figure(figsize=(12, 14), layout="constrained")
+    figure.suptitle(f"{np.count_nonzero(sure)} mistakes in {len(sure)} test images, surest first")
     for place, i in enumerate(np.argsort(-sure)[: min(25, np.count_nonzero(sure))]):
         axes = figure.add_subplot(5, 5, place + 1, xticks=[], yticks=[])
         title = f"{names[labels[i]]}, taken for\n{names[predicted[i]]} ({sure[i]:.1%})"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zipfile
 
 import keras
@@ -345,6 +346,42 @@ def test_weights_of_another_network(error_of, finished, tmp_path):
         message = error_of("LeNet_dp_keras", *options, weights)
         assert message.startswith(f"--weights {weights}") and " cannot be loaded: " in message
     assert not (tmp_path / "runs").exists()
+
+
+def test_command_that_goes_on_can_be_pasted_on_windows(monkeypatch):
+    script = load("LeNet_keras")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+
+        def train(args):
+            args.resume = r"C:\my runs\LeNet"
+            patch.setattr(os, "name", "nt")
+            raise KeyboardInterrupt
+
+        patch.setattr(script, "train", train)
+        patch.setattr(sys, "argv", ["LeNet_keras.py"])
+        patch.setattr(sys, "orig_argv", [r"C:\Python 3\python.exe", "LeNet_keras.py"])
+        script.main()
+    command = r'"C:\Python 3\python.exe" LeNet_keras.py --resume "C:\my runs\LeNet"'
+    assert stop.value.code == f"error: interrupted. To go on: {command}"
+
+
+def test_weights_cannot_run_code(finished, tmp_path):
+    """Of the configuration in the file, only the name and the number of layers are read."""
+    with zipfile.ZipFile(finished / "model.keras") as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+    evil = json.loads(parts["config.json"])
+    for layer in evil["config"]["layers"]:
+        layer |= {"module": "os", "class_name": "system", "registered_name": None}
+    parts["config.json"] = json.dumps(evil).encode()
+    with zipfile.ZipFile(tmp_path / "evil.keras", "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    script = load("LeNet_dp_keras")
+    model = script.lenet()
+    script.begin_with(model, str(tmp_path / "evil.keras"))
+    expected = keras.models.load_model(finished / "model.keras")
+    for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_checkpoint_cannot_run_code(finished, copied):
