@@ -143,6 +143,7 @@ def read_pictures(folder, size=32, seed=0):
     sets, names = [], sorted(path.name for path in parts[0].glob("[!.]*") if path.is_dir())
     if len(names) < 2:
         fail(f"--data_dir {folder} has neither CIFAR's files (tar xf unpacks them) nor two classes")
+    print(f"{len(names)} classes: {', '.join(names)}")  # train and test, if misnamed, would be two
     for part in parts:
         files = [path for path in sorted(part.glob("[!.]*/**/[!.]*")) if path.is_file()]
         classes = [path.relative_to(part).parts[0] for path in files]
@@ -250,12 +251,12 @@ def begin_with(model, weights):
         saved = json.loads(zipfile.ZipFile(path).read("config.json"))["config"]
         if (saved["name"], len(saved["layers"])) != (model.name, len(model.layers)):
             raise ValueError(f"its {saved['name']} has other layers than this {model.name}")
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True, action="always") as caught:
             network.load_weights(path, skip_mismatch=True)  # numbers only: no code in it is run
     except Exception as error:  # zipfile, h5py and Keras each raise their own
         fail(f"--weights {path} cannot be loaded: {error!s:.200}")
     said = " ".join(str(warning.message) for warning in caught)
-    for name in sorted({*re.findall(r"<\w+ name=(\w+), built", said)}):
+    for name in sorted({*re.findall(r"<\w+ name=([^,]+), built", said)}):
         print(f"The weights of {name} have another shape and begin anew.")
 
 
@@ -393,9 +394,9 @@ def main(argv=None):
     try:
         train(args)
     except (KeyboardInterrupt, MemoryError, OSError, tf.errors.ResourceExhaustedError) as error:
-        memory = isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError))
-        message = "out of memory: a new run with a smaller --batch_size needs less"
-        message = message if memory else str(error) or "interrupted"
+        message = str(error) or "interrupted"
+        if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
+            message = "out of memory: a new run with a smaller --batch_size needs less"
         if args.resume:
             start = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1] if argv is None else []
             quoted = subprocess.list2cmdline if os.name == "nt" else shlex.join

@@ -205,11 +205,12 @@ def test_own_pictures_are_cropped_and_resized(tmp_path, train_here):
     assert model.output_shape == (None, 2) and model.input_shape == (None, 48, 48, 3)
 
 
-def test_class_folders_alone_are_divided_by_the_seed(tmp_path):
+def test_class_folders_alone_are_divided_by_the_seed(tmp_path, capsys):
     for label, name in enumerate(("cat", "dog")):
         for i in range(10 * (1 + label)):
             paint(tmp_path / name / f"{i}.png", np.full((32, 32, 3), 100 * label + i))
     sets = [script.load_data("cifar10", tmp_path, seed=seed) for seed in (0, 0, 1)]
+    assert capsys.readouterr().out == 3 * "2 classes: cat, dog\n"
     for (x_train, y_train), (x_test, y_test), names in sets:
         assert names == ["cat", "dog"]
         assert np.bincount(y_train).tolist() == [8, 16] and np.bincount(y_test).tolist() == [2, 4]
