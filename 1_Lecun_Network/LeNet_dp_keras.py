@@ -142,7 +142,7 @@ def read_pictures(folder, size=32, seed=0):
     parts = [folder / "train", folder / "test"] if (folder / "train").is_dir() else [folder]
     sets, names = [], sorted(path.name for path in parts[0].glob("[!.]*") if path.is_dir())
     if len(names) < 2:
-        fail(f"--data_dir {folder} has neither CIFAR's files (tar xf unpacks them) nor two classes")
+        fail(f"--data_dir {folder} is no folder with CIFAR's files (tar xf unpacks) or two classes")
     print(f"{len(names)} classes: {', '.join(names)}")  # train and test, if misnamed, would be two
     for part in parts:
         files = [path for path in sorted(part.glob("[!.]*/**/[!.]*")) if path.is_file()]

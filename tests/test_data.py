@@ -118,7 +118,9 @@ def test_unusable_files_are_named(cifar):
             assert "\n" not in message
             assert (damaged != bad_label) or message.endswith(f"it has the label {classes}")
         path.unlink()
-        with pytest.raises(SystemExit, match=f"^error: --data_dir {folder} has neither CIFAR"):
+        with pytest.raises(
+            SystemExit, match=f"^error: --data_dir {folder} is no folder with CIFAR"
+        ):
             script.load_data(dataset, folder)
         path.write_bytes(whole)
         last = folder / FILES[dataset][0][-1]
@@ -263,7 +265,7 @@ def test_validation_split_is_shown_and_the_test_images_are_looked_at_once(
         (lambda path: paint(path / "test/fox/1.png", np.zeros((9, 9))), "test/fox has no pictures"),
         (lambda path: (path / "train/fox").mkdir(), "train/fox has no pictures, or "),
         (lambda path: [file.unlink() for file in path.glob("train/*/*")], "train/cat has no pict"),
-        (lambda path: shutil.rmtree(path / "train" / "cat"), " nor two classes"),
+        (lambda path: shutil.rmtree(path / "train" / "cat"), " or two classes"),
         (lambda path: (path / "train/cat/1.png").write_text("none"), "train/cat/1.png cannot be"),
         (lambda path: (path / "test/dog/2.jpg").write_bytes(b""), "test/dog/2.jpg cannot be"),
         (lambda path: (path / "test/dog/notes.txt").write_text("x"), "test/dog/notes.txt cannot"),
@@ -284,7 +286,7 @@ def test_own_pictures_that_cannot_be_used(spoil, message, tmp_path):
 def test_archive_that_is_not_unpacked(name, tmp_path):
     if name != "nowhere":
         (tmp_path / name).write_bytes(b"no folder")
-    with pytest.raises(SystemExit, match=f"{name} has neither CIFAR's files .tar xf unpacks"):
+    with pytest.raises(SystemExit, match=f"{name} is no folder with CIFAR's files .tar xf unpacks"):
         script.load_data("cifar10", tmp_path / name)
 
 

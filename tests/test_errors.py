@@ -70,7 +70,7 @@ WHOLE = "is not a whole number from 1 to 2147483647"
             ["--gpus", 2, "--precision", "mixed_float16"],
             "goes without mixed_float16",
         ),
-        ("LeNet_keras", ["--data_dir", "nowhere"], "nowhere has neither CIFARs files"),
+        ("LeNet_keras", ["--data_dir", "nowhere"], "nowhere is no folder with CIFARs files"),
         ("LeNet_keras", ["--epochs", 10**20], f"--epochs {10**20} {WHOLE}"),
         ("LeNet_keras", ["--validation_split", 1], "invalid choice: 1.0 (choose from 0.0, 0.05, 0"),
         ("LeNet_keras", ["--validation_split", "nan"], "invalid choice: nan (choose from 0.0, 0."),
