@@ -16,11 +16,12 @@ import sys
 import traceback
 import types
 
+LAUNCHER = f"launch/{os.path.basename(sys.argv[0])}"
 OLDEST = {"keras": (3, 15), "tensorflow": (2, 21)}  # whose methods are known here
 
 
 def say(message):
-    print(f"launch/cpu.py: {message}", file=sys.stderr)
+    print(f"{LAUNCHER}: {message}", file=sys.stderr)
 
 
 def faster_ways():
