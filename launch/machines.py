@@ -131,6 +131,11 @@ class Worker:
         import keras
         from keras.src.backend.tensorflow import trainer
 
+        from .cpu import OLDEST
+
+        if tuple(map(int, keras.__version__.split(".")[:2])) < OLDEST["keras"]:
+            oldest = ".".join(map(str, OLDEST["keras"]))
+            fail(f"Keras {keras.__version__} does not sum metrics over machines: {oldest} does")
         reduce_per_replica = trainer.reduce_per_replica
 
         def reduce(values, strategy, reduction):
@@ -253,27 +258,28 @@ class Worker:
         def fit(model, *args, **kwargs):
             if not self.store:
                 fail("workers meet at keras.utils.set_random_seed(), which was not called")
-            with model.distribute_strategy.scope():
-                if not model.optimizer.built:
-                    model.optimizer.build(model.trainable_variables)
             run = getattr(self.options, "resume", None)
-            facts = {"network, images or weights": fingerprint(model)}
-            runs, facts = zip(*self.exchange([run, facts]))
-            compare(facts)
-            if run:
-                self.options.resume = runs[0]  # in the message that says how to go on
             with self.scope, self.noticing_losses():
+                with model.distribute_strategy.scope():
+                    if not model.optimizer.built:
+                        model.optimizer.build(model.trainable_variables)
+                facts = {"network, images or weights": fingerprint(model)}
+                runs, facts = zip(*self.exchange([run, facts]))
+                compare(facts)
+                if run:
+                    self.options.resume = runs[0]  # in the message that says how to go on
                 return keras_fit(model, *args, **kwargs)
 
         return fit
 
     def exchange(self, mine):
         """Return what all workers gave here, something that JSON can hold."""
-        key = f"exchange {next(self.exchanges)}"
+        key, day = f"exchange {next(self.exchanges)}", 24 * 3600 * 1000
         self.store.set_config_key_value(f"{key}/{self.index}", json.dumps(mine))
+        self.store.wait_at_barrier(key, day)
         keys = [f"{key}/{i}" for i in range(len(self.addresses))]
         found = [json.loads(self.store.get_config_key_value(k)) for k in keys]
-        self.store.wait_at_barrier(key, 60_000)  # until all have them: one may end now
+        self.store.wait_at_barrier(f"{key} is read", day)  # one may end after this
         return found
 
     @contextlib.contextmanager
@@ -314,7 +320,7 @@ def main():
             with worker.noticing_losses():
                 run(script, options)
                 if worker.store:
-                    worker.store.wait_at_barrier("end", 24 * 3600 * 1000)
+                    worker.exchange("done")  # whoever leaves before the others stops them
         except OSError as error:
             fail(str(error))
         except BaseException:

@@ -29,6 +29,11 @@ FORK.set_forkserver_preload(["keras", "tensorflow", "matplotlib.figure"])
 FRESH = multiprocessing.get_context("spawn")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with what takes long and alone, or one of the two processes waits at the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_your_own", "test_machines"))
+
+
 def load(script):
     """Import a script (a name, or the path of a copy) as a module."""
     path = Path(SCRIPTS.get(script, script))
