@@ -259,6 +259,8 @@ class Worker:
             if not self.store:
                 fail("workers meet at keras.utils.set_random_seed(), which was not called")
             run = getattr(self.options, "resume", None)
+            if run and self.index:
+                self.options.resume = None  # a folder that will be gone
             with self.scope, self.noticing_losses():
                 with model.distribute_strategy.scope():
                     if not model.optimizer.built:
@@ -293,7 +295,7 @@ class Worker:
                 raise
             said = {int(i) for i in re.findall(r"worker (\d+) has ended", text)}
             lost = [(i, a) for i, a in self.others() if i in said or is_silent(a)]
-            if not lost and "Collective ops is aborted" not in text:
+            if not lost and not re.search("Collective ops is aborted|[Cc]oordination", text):
                 raise
             raise OSError(f"{self.names(lost) or 'another worker'} has ended") from None
 
@@ -319,8 +321,9 @@ def main():
         try:
             with worker.noticing_losses():
                 run(script, options)
-                if worker.store:
-                    worker.exchange("done")  # whoever leaves before the others stops them
+                if worker.store:  # whoever leaves before the others stops them
+                    with contextlib.ExitStack() if index else contextlib.suppress(Exception):
+                        worker.exchange("done")
         except OSError as error:
             fail(str(error))
         except BaseException:
