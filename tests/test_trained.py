@@ -1,0 +1,58 @@
+"""trained/: finished runs, whose networks are those of the scripts and know things when drawn."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, load
+
+RUNS = sorted(path for path in (ROOT / "trained").iterdir() if path.is_dir())
+FILES = {"args.json", "log.csv", "model.keras", "curves.png", "confusion.png"}
+CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+def script_of(run):
+    """The script that made a run, as a module, and its options."""
+    facts = json.loads((run / "args.json").read_text())
+    name = "ResNet_keras" if "stack_n" in facts["options"] else f"{facts['network']}_keras"
+    module = load(name)
+    options = [f"--{key}={value}" for key, value in facts["options"].items()]
+    return module, module.parse_args(options), facts
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_a_trained_run_is_whole_and_names_no_place(run):
+    _, args, facts = script_of(run)
+    assert {path.name for path in run.iterdir()} == FILES
+    assert not {"data_dir", "log_dir", "resume"} & facts["options"].keys()
+    assert facts["class_names"] == CLASSES and f"{facts['network']}_cifar10" == run.name
+    rows = np.genfromtxt(run / "log.csv", delimiter=",", names=True)
+    assert [*rows["epoch"]] == [*range(args.epochs)] and np.isfinite(rows["val_loss"]).all()
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_a_trained_network_is_that_of_its_script(run):
+    module, args, facts = script_of(run)
+    keras.utils.set_random_seed(0)
+    fresh = module.build_network(args, (32, 32, 3), 10, [0.0] * 3, [1.0] * 3)
+    before = [weights.copy() for weights in fresh.get_weights()]
+    module.begin_with(fresh, run)
+    trained = keras.models.load_model(run / "model.keras")
+    for old, new, expected in zip(before, fresh.get_weights(), trained.get_weights()):
+        np.testing.assert_array_equal(new, expected)
+        assert old.ndim < 2 or not np.array_equal(old, new)
+
+
+def test_a_trained_network_knows_what_is_drawn(tmp_path):
+    programs = ROOT / "images" / "draw_things.py", ROOT / "3_Vgg19_Network" / "Vgg_prediction.py"
+    model = ["--model", ROOT / "trained" / "LeNet_dp_cifar10", "--csv", "names.csv"]
+    for command in ([programs[0], "things"], [programs[1], *model, "things"]):
+        subprocess.run([sys.executable, *map(str, command)], cwd=tmp_path, check=True, timeout=120)
+    rows = [*csv.reader((tmp_path / "names.csv").read_text().splitlines())][1:]
+    assert len(rows) == 5
+    for file, name, *_ in rows:
+        assert file.endswith(f"{name}.png")
