@@ -95,6 +95,10 @@ def is_silent(address):
     return False
 
 
+class Lost(OSError):
+    """Another worker has ended. Scripts turn an OSError into a line that says how to go on."""
+
+
 def compare(facts):
     """End, on all workers alike, if facts (a dictionary from each) are not the same."""
     for i, theirs in enumerate(facts):
@@ -297,7 +301,7 @@ class Worker:
             lost = [(i, a) for i, a in self.others() if i in said or is_silent(a)]
             if not lost and not re.search("Collective ops is aborted|[Cc]oordination", text):
                 raise
-            raise OSError(f"{self.names(lost) or 'another worker'} has ended") from None
+            raise Lost(f"{self.names(lost) or 'another worker'} has ended") from None
 
     def leave(self):
         """Tell the others, which would wait for half a minute."""
@@ -324,7 +328,7 @@ def main():
                 if worker.store:  # whoever leaves before the others stops them
                     with contextlib.ExitStack() if index else contextlib.suppress(Exception):
                         worker.exchange("done")
-        except OSError as error:
+        except Lost as error:
             fail(str(error))
         except BaseException:
             worker.leave()
