@@ -185,12 +185,16 @@ SMALL = [
 
 @pytest.fixture(scope="module", params=SMALL, ids=lambda row: f"{row[0]} {row[1]}".strip())
 def small(request):
-    """A network in mixed precision, the number of its kernels and its weight decay."""
+    """A network in mixed precision for several devices, how many kernels it has, its weight decay.
+
+    The strategy is one that has a single device.
+    """
     script, options, count, decay = request.param
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        return build(script, options), count, decay
+        with tf.distribute.OneDeviceStrategy("cpu:0").scope():
+            return build(script, options), count, decay
     finally:
         keras.config.set_dtype_policy(policy)
 
@@ -209,6 +213,11 @@ def test_weights_and_probabilities_are_float32_in_mixed_precision(small):
     assert model.output.dtype == "float32"
     assert {layer.compute_dtype for layer in layers_of(model, layers.Conv2D)} == {"bfloat16"}
     assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
+
+
+def test_batch_normalization_sees_the_batches_of_all_devices(small):
+    model, *_ = small
+    assert all(layer.synchronized for layer in layers_of(model, layers.BatchNormalization))
 
 
 def test_kernels_of_nin_without_batch_normalization_have_mean_0():

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, load, run
+from conftest import ROOT, fork, load, run
 from PIL import Image
 from reference import RNG
 
@@ -70,7 +70,7 @@ def test_pictures_are_named_printed_and_drawn(network, tmp_path):
     assert drawn.width > 500 and drawn.height > 300
 
     before = (tmp_path / "predictions.png").read_bytes()
-    assert run(SCRIPT, *options, red, cwd=tmp_path).returncode == 0
+    assert fork(SCRIPT, *options, red, cwd=tmp_path).returncode == 0
     assert (tmp_path / "predictions.png").read_bytes() == before
     assert (tmp_path / "predictions_2.png").exists()
 
@@ -96,7 +96,7 @@ def test_what_is_no_picture_is_one_line_and_the_others_go_on(network, tmp_path):
     assert empty == "empty has no pictures"
     found = top_five(done.stdout)
     assert found["green.png"][0][1] == "frog" and found["\ufffd\ufffdblue.png"][0][1] == "ship"
-    nothing = run(SCRIPT, "--model", network / "model.keras", "missing.png", cwd=tmp_path)
+    nothing = fork(SCRIPT, "--model", network / "model.keras", "missing.png", cwd=tmp_path)
     assert nothing.returncode == 1 and not (tmp_path / "predictions_2.png").exists()
 
 

@@ -2,13 +2,11 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, load
+from conftest import ROOT, fork, load
 
 RUNS = sorted(path for path in (ROOT / "trained").iterdir() if path.is_dir())
 FILES = {"args.json", "log.csv", "model.keras", "curves.png", "confusion.png"}
@@ -51,7 +49,8 @@ def test_a_trained_network_knows_what_is_drawn(tmp_path):
     programs = ROOT / "images" / "draw_things.py", ROOT / "3_Vgg19_Network" / "Vgg_prediction.py"
     model = ["--model", ROOT / "trained" / "LeNet_dp_cifar10", "--csv", "names.csv"]
     for command in ([programs[0], "things"], [programs[1], *model, "things"]):
-        subprocess.run([sys.executable, *map(str, command)], cwd=tmp_path, check=True, timeout=120)
+        done = fork(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
     rows = [*csv.reader((tmp_path / "names.csv").read_text().splitlines())][1:]
     assert len(rows) == 5
     for file, name, *_ in rows:
