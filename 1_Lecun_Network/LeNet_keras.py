@@ -80,7 +80,7 @@ def build_network(args, shape, num_classes, mean, variance):
 # ---------------------------------------------- data (from here on, all scripts have the same text)
 
 
-def load_data(dataset, data_dir=None, image_size=32, seed=0):
+def load_data(dataset, data_dir=None, image_size=32):
     """Return (x_train, y_train), (x_test, y_test), class_names.
 
     Images are (n, height, width, 3) uint8 from 0 to 255, labels (n,) integers from 0. Without
@@ -92,7 +92,7 @@ def load_data(dataset, data_dir=None, image_size=32, seed=0):
         print("Training on synthetic images: coloured patches made from a seed, no photographs.")
         return synthetic_images(5000, seed=1), synthetic_images(1000, seed=2), names
     if folder := data_dir and Path(data_dir):
-        return read_cifar(dataset, folder, names) or read_pictures(folder, image_size, seed)
+        return read_cifar(dataset, folder, names) or read_pictures(folder, image_size)
     try:
         sets = getattr(keras.datasets, dataset).load_data()
     except Exception as error:  # Keras raises nothing more precise when a download fails
@@ -137,7 +137,7 @@ class ArraysOnly(pickle.Unpickler):
         return known[name]
 
 
-def read_pictures(folder, size=32, seed=0):
+def read_pictures(folder, size=32):
     """Read train/CLASS/* and test/CLASS/*, or CLASS/* and test a fifth of it, as load_data does."""
     parts = [folder / "train", folder / "test"] if (folder / "train").is_dir() else [folder]
     sets, names = [], sorted(path.name for path in parts[0].glob("[!.]*") if path.is_dir())
@@ -145,13 +145,14 @@ def read_pictures(folder, size=32, seed=0):
         fail(f"--data_dir {folder} is no folder with CIFAR's files (tar xf unpacks) or two classes")
     print(f"{len(names)} classes: {', '.join(names)}")  # train and test, if misnamed, would be two
     for part in parts:
-        files = [path for path in sorted(part.glob("[!.]*/**/[!.]*")) if path.is_file()]
+        files = [path for path in sorted(part.glob("[!.]*/**/*")) if path.is_file()]
+        files = [path for path in files if "/." not in path.relative_to(part).as_posix()]
         classes = [path.relative_to(part).parts[0] for path in files]
         if odd := {*names} ^ {*classes}:
             fail(f"{part}/{min(odd)} has no pictures, or {parts[0]} has no such folder")
         images = np.stack([read_picture(path, size) for path in files])
         sets.append((images, np.int32([names.index(name) for name in classes])))
-    return *(sets if sets[1:] else hold_out(*sets[0], 0.2, seed)), names
+    return *(sets if sets[1:] else hold_out(*sets[0], 0.2, seed=0)), names
 
 
 def read_picture(path, size):
@@ -235,7 +236,7 @@ def save(model, run, steps_per_epoch, epoch, logs):
 
 def begin_with(model, weights):
     """Take the weights of another run of this network, but for layers of another shape."""
-    path = Path(weights, "model.keras") if os.path.isdir(weights) else weights
+    path = max(Path(weights).glob("[lm]*.keras"), default=weights)  # or last.keras
     network = keras.Model(model.inputs, model.outputs)  # the same layers, without the optimizer
     try:
         saved = json.loads(zipfile.ZipFile(path).read("config.json"))["config"]
@@ -250,11 +251,12 @@ def begin_with(model, weights):
         print(f"The weights of {name} have another shape and begin anew.")
 
 
-def resume(run, model, class_names, steps_per_epoch):
+def resume(run, model, facts, steps_per_epoch):
     """Put what save() saved back into model; return how many epochs the run has."""
     saved, log, epochs_done = json.loads((run / "args.json").read_text()), run / "log.csv", 0
-    if (saved["network"], saved["class_names"]) != (model.name, class_names):
-        fail(f"--resume {run}: a run of {saved['network']}, or with other classes")
+    for key, value in facts.items():
+        if saved.get(key, value) != value:
+            fail(f"--resume {run} is of another {key}: {saved[key]!s:.99}, not {value!s:.99}")
     if (run / "last.keras").exists():
         try:
             model.load_weights(run / "last.keras")  # numbers only: no code in the file is run
@@ -266,6 +268,8 @@ def resume(run, model, class_names, steps_per_epoch):
         for variable in model.non_trainable_variables:
             if variable.path.endswith("seed_generator_state"):  # dropout's: Keras does not save it
                 variable.assign_add([0, epochs_done * steps_per_epoch])  # (seed, steps so far)
+    elif (run / "model.keras").exists():
+        fail(f"{run} has no last.keras to go on with: start a new run with --weights {run}")
     if log.exists():  # a kill before the checkpoint leaves a row too many
         rows = [row + b"\n" for row in log.read_bytes().split(b"\n")[:-1]][: 1 + epochs_done]
         if rows and (rows[0][:6] != b"epoch," or len({row.count(b",") for row in rows}) > 1):
@@ -274,14 +278,12 @@ def resume(run, model, class_names, steps_per_epoch):
     return epochs_done
 
 
-def start_run(args, network, class_names):
+def start_run(args, facts):
     """Return the folder of the run, new unless it is resumed, with its options in args.json."""
     now, resumed = time.strftime("%Y-%m-%d_%H-%M-%S"), bool(args.resume)
-    run = Path(args.resume or Path(args.log_dir, f"{network}_{args.dataset}", now))
+    run = Path(args.resume or Path(args.log_dir, f"{facts['network']}_{args.dataset}", now))
     run.mkdir(parents=True, exist_ok=resumed)
-    options = {k: v for k, v in vars(args).items() if str(v) not in ("None", "False")}
-    facts = {"network": network, "class_names": class_names, "options": options}
-    (run / "new.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (run / "new.json").write_text(json.dumps({**facts, "options": vars(args)}, indent=2) + "\n")
     os.replace(run / "new.json", run / "args.json")
     args.resume = str(run)  # for main()'s message
     return run
@@ -357,13 +359,14 @@ def parse_shared_args(parser, argv, batch_size, epochs):
             saved, *_ = dict(saved["options"]), saved["network"], saved["class_names"]
         except (OSError, ValueError, TypeError, LookupError, RecursionError):
             fail(f"--resume {args.resume} is not the folder of a run")
-        given = [f"--{k}" if value is True else f"--{k}={value}" for k, value in saved.items()]
+        given = [(k, v) for k, v in saved.items() if v is not parser.get_default(k)]
+        given = [f"--{k}" if v is True else f"--{k}={v}" for k, v in given]
         args = parser.parse_args([*given, *argv, "--resume", run])
     for key, value in vars(args).items():  # what is counted begins at 1, a seed at 0
         if type(value) is int and not (key != "seed") <= value < 2**31:
             fail(f"--{key} {value} is not a whole number from {int(key != 'seed')} to {2**31 - 1}")
     for key in saved.keys() - {"epochs", "data_dir", "log_dir", "gpus", "resume"}:
-        if getattr(args, key) != saved[key]:
+        if getattr(args, key, "no option") != saved[key]:
             fail(f"--{key} cannot change on the way: {args.resume} has {saved[key]}")
     if args.batch_size % args.gpus or args.gpus > 1 and args.precision == "mixed_float16":
         fail(f"--gpus {args.gpus} has to divide --batch_size, and goes without mixed_float16")
@@ -396,7 +399,7 @@ def main(argv=None):
 
 def prepare_data(args):
     """Return (images, labels) of training, validation and test, class_names, num_classes."""
-    train, test, names = load_data(args.dataset, args.data_dir, args.image_size, args.seed)
+    train, test, names = load_data(args.dataset, args.data_dir, args.image_size)
     num_classes, validation = len(names) or int(train[1].max()) + 1, test
     if args.validation_split:
         train, validation = hold_out(*train, args.validation_split, args.seed)
@@ -421,7 +424,7 @@ def train(args):
         tf.data.Dataset.from_tensor_slices(data).batch(args.batch_size).with_options(options)
         for data in (validation, test)
     )
-    sample = x_train[:: 1 + x_train.size // 30_720_000].astype(np.float64)
+    sample = x_train[:: 1 + x_train.size // 30_720_000].astype(np.float64)  # in 0.5 GB at most
     mean, variance = sample.mean((0, 1, 2)), sample.var((0, 1, 2))
     build = functools.partial(build_network, args, sample.shape[1:], num_classes, mean, variance)
     with keras.StatelessScope(initialize_variables=False):  # takes no memory
@@ -429,14 +432,15 @@ def train(args):
     if parameters > 2e9:
         fail(f"a network of {parameters:,} parameters takes more memory than machines have")
     model, epochs_done = multi_gpu_model(build, args.gpus), 0
+    facts = {"network": model.name, "class_names": class_names, "pixel_mean": [*mean.round(3)]}
     if args.resume:
-        epochs_done = resume(Path(args.resume), model, class_names, steps_per_epoch)
+        epochs_done = resume(Path(args.resume), model, facts, steps_per_epoch)
         newest = max(Path(args.resume).glob("*.keras"), key=os.path.getmtime, default=Path())
         if epochs_done + (newest.name == "model.keras") > args.epochs:
             fail(f"{args.resume} has its {epochs_done} epochs: to train on, give --epochs more")
     if args.weights and not epochs_done:
         begin_with(model, args.weights)
-    run = start_run(args, model.name, class_names)
+    run = start_run(args, facts)
     devices = ", ".join(keras.distribution.list_devices()[: args.gpus])
     print(f"{model.name} on {devices}: {parameters:,} trainable parameters. Run: {run}")
     if "gpu" not in devices.lower() and shutil.which("nvidia-smi"):
@@ -463,10 +467,11 @@ def train(args):
     trained = multi_gpu_model(build, gpus=1)
     trained.set_weights(model.get_weights())
     loss, accuracy, *_ = trained.evaluate(test_batches, verbose=0)
+    epochs_done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
     draw(run, *test, trained.predict(test_batches, verbose=0), class_names)
     trained.save(run / "new.keras")
     os.replace(run / "new.keras", run / "model.keras")  # last: it marks a finished run
-    print(f"Run: {run}\nTest accuracy {accuracy:.4f}, loss {loss:.4f} after epoch {args.epochs}.")
+    print(f"Run: {run}\nTest accuracy {accuracy:.4f}, loss {loss:.4f} after epoch {epochs_done}.")
 
 
 if __name__ == "__main__":

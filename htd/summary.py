@@ -37,14 +37,15 @@ def read_runs(folder):
     for path in sorted(folder.glob("*/args.json")):
         run = path.parent
         try:
-            args = dict(json.loads(path.read_text())["options"])
+            facts = json.loads(path.read_text())
+            args = {**facts["options"], "class_names": facts.get("class_names")}
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise MixedSettings(f"{path} is damaged: move {run} elsewhere") from error
         if "epochs" not in args or args.get("scheduler") not in SCHEDULERS:
             raise MixedSettings(f"{run} is no run of ResNet.py: move it elsewhere")
         first = first or (run, args)
         for key in sorted((args.keys() | first[1].keys()) - FREE):
-            if args.get(key) != first[1].get(key):
+            if (args.get(key) or None) != (first[1].get(key) or None):  # False may be left out
                 values = f"{first[1].get(key)} in {first[0]} and {args.get(key)} in {run}"
                 raise MixedSettings(f"--{key} is {values}: compare runs of one setting only")
         log = run / "log.csv"

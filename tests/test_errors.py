@@ -185,19 +185,37 @@ def test_resume_of_a_truncated_checkpoint(refused, copied):
 @pytest.mark.parametrize("name", ["LeNet_keras", "LeNet_dp_da_keras", "ResNet_keras"])
 def test_resume_of_a_run_of_another_script(refused, name):
     """Even if it is of the same architecture."""
-    assert "a run of LeNet_dp, or with other classes" in refused(name=name)
+    assert "is of another network: LeNet_dp, not " in refused(name=name)
 
 
 def test_resume_with_other_classes(refused, pictures, tmp_path):
     others = shutil.copytree(pictures(80), tmp_path / "others")
     for part in ("train", "test"):
         (others / part / "class_9").rename(others / part / "class_99")
-    assert "or with other classes" in refused("--data_dir", others)
+    assert "is of another class_names: [" in refused("--data_dir", others)
+
+
+def test_resume_with_other_pictures(refused, pictures, tmp_path):
+    """An epoch would have another number of steps, and test pictures may have been trained on."""
+    others = shutil.copytree(pictures(80), tmp_path / "others")
+    added = next((others / "train" / "class_1").glob("*.png"))
+    shutil.copy(added, added.with_name("more.png"))
+    assert "is of another pixel_mean: [" in refused("--data_dir", others, "-e", 3)
+
+
+def test_resume_of_a_run_that_has_only_its_network(refused, copied):
+    """As in trained/: its log would have been emptied."""
+    (copied / "last.keras").rename(copied / "model.keras")
+    message = f"{copied} has no last.keras to go on with: start a new run with --weights {copied}"
+    assert refused("-e", 3) == message
 
 
 @pytest.mark.parametrize(
     "option, value, saved",
-    [("batch_size", 20, 40), ("seed", 5, 0), ("dataset", "cifar100", "cifar10")],
+    [
+        *[("batch_size", 20, 40), ("seed", 5, 0), ("dataset", "cifar100", "cifar10")],
+        ("weights", "elsewhere", None),
+    ],
 )
 def test_options_that_cannot_change_on_the_way(refused, option, value, saved):
     assert f"--{option} cannot change on the way: " in (message := refused(f"--{option}", value))
@@ -268,15 +286,14 @@ def test_resume_keeps_the_rows_of_finished_epochs(copied, newline):
     header, *rows = (copied / "log.csv").read_text().split()
     assert len(rows) == 2
     (copied / "log.csv").write_text(newline.join([header, *rows, "2,0.5", ""]), newline="")
-    names = json.loads((copied / "args.json").read_text())["class_names"]
     model = script.multi_gpu_model(script.lenet, 1)
-    assert script.resume(copied, model, names, 2) == 2
+    assert script.resume(copied, model, {}, 2) == 2
     kept = newline.join([header, *rows, ""])
     assert (copied / "log.csv").read_bytes().decode() == kept
-    assert script.resume(copied, model, names, 2) == 2
+    assert script.resume(copied, model, {}, 2) == 2
     assert (copied / "log.csv").read_bytes().decode() == kept
     (copied / "last.keras").unlink()
-    assert script.resume(copied, model, names, 2) == 0
+    assert script.resume(copied, model, {}, 2) == 0
     assert (
         copied / "log.csv"
     ).read_bytes().decode() == header + newline  # below which CSVLogger goes on
@@ -303,8 +320,7 @@ def test_resume_drops_half_rows(copied, text):
     """So that CSVLogger begins a row of its own."""
     (copied / "log.csv").write_text(text, encoding="latin-1")
     script = load("LeNet_dp_keras")
-    names = json.loads((copied / "args.json").read_text())["class_names"]
-    assert script.resume(copied, script.multi_gpu_model(script.lenet, 1), names, 2) == 2
+    assert script.resume(copied, script.multi_gpu_model(script.lenet, 1), {}, 2) == 2
     assert (copied / "log.csv").read_text() == text[: text.rfind("\n") + 1]
 
 
@@ -365,6 +381,18 @@ def test_command_that_goes_on_can_be_pasted_on_windows(monkeypatch):
     assert stop.value.code == f"error: interrupted. To go on: {command}"
 
 
+def test_weights_of_a_run_are_those_of_its_last_epoch_until_it_is_finished(finished, copied):
+    script = load("LeNet_dp_keras")
+    for folder, file in (copied, "last.keras"), (finished, "model.keras"):
+        (folder / "new.keras").write_text("half written")
+        model = script.lenet()
+        script.begin_with(model, str(folder))
+        expected = keras.models.load_model(folder / file).get_weights()
+        for a, b in zip(model.get_weights(), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+        (folder / "new.keras").unlink()
+
+
 def test_weights_cannot_run_code(finished, tmp_path):
     """Of the configuration in the file, only the name and the number of layers are read."""
     with zipfile.ZipFile(finished / "model.keras") as whole:
@@ -393,9 +421,8 @@ def test_checkpoint_cannot_run_code(finished, copied):
         for name, content in parts.items():
             new.writestr(name, content)
     script = load("LeNet_dp_keras")
-    names = json.loads((copied / "args.json").read_text())["class_names"]
     model, expected = (script.multi_gpu_model(script.lenet, 1) for _ in range(2))
-    assert script.resume(copied, model, names, 2) == 2
-    assert script.resume(finished, expected, names, 2) == 2
+    assert script.resume(copied, model, {}, 2) == 2
+    assert script.resume(finished, expected, {}, 2) == 2
     for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -99,6 +99,12 @@ def test_summary_refuses_runs_of_different_settings(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r"--batch_size is 64 in .*cos_1 and 128 in .*tanh_1"):
         summarize(monkeypatch, tmp_path)
     shutil.rmtree(other)
+    other = make_run(tmp_path, "cos", 2, [0.1, 0.2, 0.3], batch_size=128, per_step=False)
+    facts = json.loads((other / "args.json").read_text())
+    (other / "args.json").write_text(json.dumps({**facts, "class_names": ["cat", "dog"]}))
+    with pytest.raises(SystemExit, match=r"class_names is \['cat', 'dog'\] in .*cos_2 and \[\] in"):
+        summarize(monkeypatch, tmp_path)
+    shutil.rmtree(other)
     run = make_run(tmp_path, "step", 1, [0.1, 0.2, 0.3], batch_size=128)
     for options in ({"epochs": 3}, {"scheduler": ["step"], "epochs": 3}, {"scheduler": "linear"}):
         (run / "args.json").write_text(json.dumps({"options": options}))
@@ -138,12 +144,12 @@ def test_options_that_the_experiment_sets_itself_are_refused(tmp_path, option):
 def test_second_run_of_one_count_is_refused(tmp_path):
     options = ["--scheduler", "cos", "--count", "2", "--seed", "5", "--log_dir", str(tmp_path)]
     args = resnet.parse_args(options)
-    folder = resnet.start_run(args, "ResNet-8", [])
+    folder = resnet.start_run(args, {"network": "ResNet-8", "class_names": []})
     assert folder == tmp_path / "ResNet-8_cifar10" / "cos_2"
     assert resnet.parse_args([*options, "--resume", str(folder)]).seed == 5  # as the shell has it
     before = (folder / "args.json").read_bytes()
     with pytest.raises(SystemExit, match="cos_2 is a run already: --resume it"):
-        resnet.start_run(resnet.parse_args(options), "ResNet-8", [])
+        resnet.start_run(resnet.parse_args(options), {"network": "ResNet-8"})
     assert (folder / "args.json").read_bytes() == before
 
 
