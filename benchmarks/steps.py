@@ -5,7 +5,8 @@
     python launch/cpu.py benchmarks/steps.py 4_Residual_Network/ResNet_keras.py --dataset synthetic
     python benchmarks/steps.py --operations 15 7_DenseNet/DenseNet_keras.py --dataset synthetic
 
-The script, of this collection or not, runs as it is until it calls fit, which trains some epochs
+The script, one of this collection or another that takes --log_dir and gives fit a tf.data.Dataset
+of batches, runs as it is until it calls fit, which trains some epochs
 of a few steps each, on the batches of the script and in turn on one batch that stays in memory,
 and ends the process. Prints one line of JSON (medians), or the operations of TensorFlow in which
 a step spends its time; those that run at the same time share the processors.
@@ -56,7 +57,8 @@ def seconds_per_step(fit, model, batches, steps):
 
     callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=note)]
     options = {"steps_per_epoch": steps, "shuffle": False, "verbose": 0, "callbacks": callbacks}
-    fit(model, batches, epochs=1000, **options)  # a launcher may look at the length of a training
+    # A launcher may look at the length of a training.
+    fit(model, batches.repeat(), epochs=1000, **options)
     return (ends[1] - ends[0]) / steps
 
 
@@ -68,6 +70,8 @@ def measure(fit, model, batches, seconds, repeats, started):
     first_step = time.time() - started
     guess = seconds_per_step(fit, model, batches, together)
     steps = together * min(max(1, round(seconds / guess / together)), LONGEST_EPOCH // together)
+    if steps > 30:  # so many, or a divisor, launch/cpu.py may do in one go
+        steps -= steps % 30
     # Where a step takes a second, the batches are ready long before.
     sources = (batches, in_memory) if guess < 1 else (batches,)
     pairs = [
@@ -127,6 +131,8 @@ def main():
 
     def timed(model, x, *_, **__):
         sys.stdout = stdout
+        if not isinstance(x, tf.data.Dataset):
+            sys.exit("steps.py: error: the script gives fit no tf.data.Dataset")
         if args.operations:
             profile(fit, model, x, args.operations)
         else:

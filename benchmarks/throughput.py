@@ -55,7 +55,7 @@ def commands(configuration, precision, seconds, third):
     """Return {name: command} of the programs to be in turn."""
     script, *options = shlex.split(configuration)
     script = script if Path(script).exists() else str(ROOT / script)
-    if not {"--dataset", "-d", "--data_dir"} & set(options):
+    if not any(option.startswith(("--dataset", "-d", "--data_dir")) for option in options):
         options += ["--dataset", "synthetic"]
     steps = [str(ROOT / "benchmarks" / "steps.py"), "--seconds", str(seconds), "--repeats", "1"]
     steps += [script, *options, "--precision", precision]
@@ -136,6 +136,11 @@ def main():
     add("--csv", type=Path, help="file for the table, with all digits")
     add("--picture", type=Path, help="file for a picture of it, .png or .svg")
     args = parser.parse_args()
+    for path in filter(None, (args.csv, args.picture)):
+        if not path.absolute().parent.is_dir():
+            parser.error(f"{path} is in no folder that there is")
+    if args.repeats < 1:
+        parser.error("--repeats has to be at least 1")
     print(HEADER)
     rows, failed = [], False
     for configuration in args.configurations or CONFIGURATIONS:

@@ -34,6 +34,7 @@ for number in "$runs" "$stack_n"; do
     fi
 done
 
+log_dir=${log_dir/#\~\//$HOME/} # a shell leaves it alone in --log_dir=~/runs
 options+=(--stack_n "$stack_n" --log_dir "$log_dir")
 
 here=$(dirname "$0")

@@ -18,9 +18,10 @@ def main():
     parser.add_argument("logs", type=Path, nargs="+", help="what each run left")
     parser.add_argument("--share", action="store_true", help="of its epochs, so that all end alike")
     args = parser.parse_args()
-    logs = {
-        path.stem: np.genfromtxt(path, delimiter=",", names=True, ndmin=1) for path in args.logs
-    }
+    logs = {}
+    for path in args.logs:
+        name = path.stem if path.stem != "log" else f"{path.parent.parent.name} {path.parent.name}"
+        logs[name] = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = zip(
         figure.subplots(1, 2, sharey=True), ("test", "training"), ("val_accuracy", "accuracy")

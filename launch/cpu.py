@@ -5,9 +5,11 @@
 
 SCRIPT runs as `python SCRIPT [OPTIONS]` would run it, with the same results but for rounding; what
 it saves are the same files. Convolutions, batch normalisation and SGD take the ways of the modules
-beside this one. With a GPU, another backend than TensorFlow or older versions nothing is changed.
+beside this one. With a GPU, another backend than TensorFlow or older versions, Keras is left as it
+is.
 """
 
+import builtins
 import contextlib
 import gc
 import importlib.util
@@ -56,16 +58,16 @@ def replace():
     import keras
 
     if keras.backend.backend() != "tensorflow":
-        return say(f"Keras runs on {keras.backend.backend()}: nothing is changed.")
+        return say(f"Keras runs on {keras.backend.backend()}: Keras is left as it is.")
     import tensorflow as tf
 
     for package in (keras, tf):
         name, version = package.__name__.split(".")[0], package.__version__
         if tuple(map(int, version.split(".")[:2])) < OLDEST[name]:
             needed = ".".join(map(str, OLDEST[name]))
-            return say(f"{name} {version} is older than {needed}: nothing is changed.")
+            return say(f"{name} {version} is older than {needed}: Keras is left as it is.")
     if tf.config.get_visible_devices("GPU"):
-        return say("TensorFlow sees a GPU: nothing is changed.")
+        return say("TensorFlow sees a GPU: Keras is left as it is.")
     try:
         ways = faster_ways()
     except AttributeError as error:  # a method of Keras that a later version does not have
@@ -105,9 +107,9 @@ class AfterImport:
 
 def prepare():
     """Set what is read when Keras and TensorFlow are imported, unless the user has set it."""
-    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
-        return say(f"KERAS_BACKEND is {backend}: nothing is changed.")
+        return say(f"KERAS_BACKEND is {backend}: Keras is left as it is.")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors reach us as exceptions all the same
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default before AVX-512 VNNI
     # Python would search all that TensorFlow has loaded for garbage again and again: a slow start.
@@ -134,7 +136,7 @@ def run(script, options):
     """Run a script as `python script options` does: its exit, its exceptions are the process's."""
     code, path = compiled(script), os.path.abspath(script)
     main = types.ModuleType("__main__")
-    main.__file__, main.__builtins__ = path, __builtins__
+    main.__file__, main.__builtins__ = path, builtins
     sys.modules["__main__"] = main
     sys.argv[:] = [script, *options]
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import http.client
 import importlib
 import itertools
 import json
@@ -58,7 +57,7 @@ def parse_args():
     parser.error = fail
     args = parser.parse_args()
     if args.workers:
-        addresses, index = args.workers.split(","), args.index
+        addresses, index = [text.strip() for text in args.workers.split(",")], args.index
     elif config := os.environ.get("TF_CONFIG"):
         addresses, index = read_tf_config(config)
     else:
@@ -80,7 +79,7 @@ def read_tf_config(text):
         cluster, task = json.loads(text)["cluster"], json.loads(text)["task"]
         chief = cluster.get("chief", [])
         index = int(task["index"]) + {"chief": 0, "worker": len(chief)}[task["type"]]
-        return [*chief, *cluster.get("worker", [])], index
+        return [str(address) for address in (*chief, *cluster.get("worker", []))], index
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         fail(f"TF_CONFIG does not name the workers and which of them this one is: {error!r}")
 
@@ -127,7 +126,7 @@ class Worker:
 
     def __init__(self, addresses, index, script, folder):
         self.addresses, self.index, self.script, self.folder = addresses, index, script, folder
-        self.options = self.store = None
+        self.options = self.store = self.met = None
         self.scope, self.exchanges = contextlib.ExitStack(), itertools.count()
 
     def take_part(self):
@@ -161,14 +160,17 @@ class Worker:
         @functools.wraps(parse_args)
         def parse(*args, **kwargs):
             self.options = options = parse_args(*args, **kwargs)
-            options.gpus = 1  # for the script: it makes no strategy of its own
-            if self.index:
+            if hasattr(options, "gpus"):
+                options.gpus = 1  # for the script: it makes no strategy of its own
+            if self.index and hasattr(options, "log_dir"):
                 options.log_dir = self.folder
-                run = (getattr(options, "resume", None) or "").removesuffix(f"{os.sep}last.keras")
+            run = getattr(options, "resume", None)
+            if self.index and isinstance(run, (str, os.PathLike)):
+                run = os.fspath(run).removesuffix(f"{os.sep}last.keras")
                 copy = os.path.join(self.folder, "resumed")
                 if run != copy and os.path.isdir(run):
                     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("*.tfevents.*"))
-                    options.resume = copy
+                    options.resume = type(options.resume)(copy)
             return options
 
         return parse
@@ -194,9 +196,11 @@ class Worker:
             facts = {"script": hashlib.sha256(file.read()).hexdigest()[:8]}
         facts |= {"Keras": keras.__version__, "TensorFlow": tf.__version__}
         facts |= {"--workers": ",".join(self.addresses)}
+        facts |= {"the number of GPUs": len(tf.config.get_visible_devices("GPU"))}
         options = vars(self.options or argparse.Namespace()).items()
         facts |= {f"--{key}": str(value) for key, value in options if key not in PATHS}
         compare(self.meet(facts))
+        self.met = True
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
         # TensorFlow has taken this signal for itself, to no effect. The last epoch is on disk.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -234,7 +238,7 @@ class Worker:
         beginning = time.monotonic()
         while missing := [(i, a) for i, a in self.others() if not {i} <= asked & found.keys()]:
             for i, other in missing:
-                with contextlib.suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):
+                with contextlib.suppress(Exception):  # nobody is there yet, or another program
                     answer = xmlrpc.client.ServerProxy(f"http://{other}").tell(self.index)
                     found[i] = answer["facts"]
                     if answer["--index"] != i:
@@ -262,6 +266,8 @@ class Worker:
         def fit(model, *args, **kwargs):
             if not self.store:
                 fail("workers meet at keras.utils.set_random_seed(), which was not called")
+            if not (model.built and model.compiled):
+                fail("fit() needs a network that has its keras.Input and is compiled")
             run = getattr(self.options, "resume", None)
             if run and self.index:
                 self.options.resume = None  # a folder that will be gone
@@ -270,10 +276,13 @@ class Worker:
                     if not model.optimizer.built:
                         model.optimizer.build(model.trainable_variables)
                 facts = {"network, images or weights": fingerprint(model)}
-                runs, facts = zip(*self.exchange([run, facts]))
+                data = [*args[:1], kwargs.get("x"), kwargs.get("validation_data")]
+                sizes = [int(d.cardinality()) for d in data if hasattr(d, "cardinality")]
+                facts |= {"the number of steps": [kwargs.get("steps_per_epoch"), *sizes]}
+                runs, facts = zip(*self.exchange([str(run), facts]))
                 compare(facts)
-                if run:
-                    self.options.resume = runs[0]  # in the message that says how to go on
+                if run and self.index:  # in the message that says how to go on
+                    self.options.resume = type(run)(runs[0])
                 return keras_fit(model, *args, **kwargs)
 
         return fit
@@ -294,7 +303,7 @@ class Worker:
         try:
             yield
         except Exception as error:
-            tf, text = sys.modules.get("tensorflow"), str(error)
+            tf, text = sys.modules["tensorflow"] if self.met else None, str(error)
             if not tf or not isinstance(error, tf.errors.OpError):
                 raise
             said = {int(i) for i in re.findall(r"worker (\d+) has ended", text)}

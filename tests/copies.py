@@ -90,4 +90,4 @@ if __name__ == "__main__":
     fix = parser.parse_args().fix
     found = differences(fix=fix)
     print("\n".join(found) or "All copies agree.")
-    sys.exit(bool(found) and not fix)
+    sys.exit(bool(differences() if fix else found))
