@@ -22,6 +22,11 @@ def script_of(run):
     return module, module.parse_args(options), facts
 
 
+def test_the_ladder_and_a_resnet_are_there():
+    networks = "LeNet", "LeNet_dp", "LeNet_dp_da", "LeNet_dp_da_wd", "ResNet-20"
+    assert [run.name for run in RUNS] == [f"{network}_cifar10" for network in networks]
+
+
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_a_trained_run_is_whole_and_names_no_place(run):
     _, args, facts = script_of(run)
