@@ -434,6 +434,7 @@ def train(args):
         fail(f"a network of {parameters:,} parameters takes more memory than machines have")
     model, epochs_done = multi_gpu_model(build, args.gpus), 0
     facts = {"network": model.name, "class_names": class_names, "pixel_mean": [*mean.round(3)]}
+    facts["optimizer"] = keras.optimizers.serialize(model.optimizer)["class_name"]
     if args.resume:
         epochs_done = resume(Path(args.resume), model, facts, steps_per_epoch)
         newest = max(Path(args.resume).glob("*.keras"), key=os.path.getmtime, default=Path())

@@ -324,8 +324,15 @@ def test_resume_drops_half_rows(copied, text):
     assert (copied / "log.csv").read_text() == text[: text.rfind("\n") + 1]
 
 
-def test_resume_with_another_optimizer(refused, monkeypatch):
-    monkeypatch.setattr(keras.optimizers, "SGD", lambda **_: keras.optimizers.Adam())
+def test_resume_with_another_optimizer(refused, copied, monkeypatch):
+    """RMSprop's state looks like SGD's; Keras puts the one into the other without a word."""
+    monkeypatch.setattr(keras.optimizers, "SGD", lambda **_: keras.optimizers.RMSprop())
+    assert f"{copied} is of another optimizer: SGD, not RMSprop" in refused("-e", 3)
+
+
+def test_resume_with_a_state_that_does_not_fit(refused, monkeypatch):
+    plain = keras.optimizers.SGD
+    monkeypatch.setattr(keras.optimizers, "SGD", lambda **_: plain())  # without momentum
     assert "last.keras is of another optimizer: start a new run" in refused("-e", 3)
 
 
