@@ -3,7 +3,7 @@
 python images/draw_curves.py images/lenet_ladder.png doc/results/LeNet*.csv
 python images/draw_curves.py images/resnet20.png "30 epochs=doc/results/ResNet-20.csv" \
     "200 epochs=trained/ResNet-20_cifar10/log.csv"
-python images/draw_curves.py --share images/networks.png LeNet=doc/results/LeNet_1.csv ...
+python images/draw_curves.py --share images/networks.png LeNet=doc/results/LeNet_{1,2,3}.csv ...
 """
 
 import argparse
