@@ -159,7 +159,7 @@ def read_cifar(dataset, folder, class_names):
                 part = ArraysOnly(path.open("rb"), encoding="bytes").load()
             labels.append(np.int32(part[key]).reshape(50000 if path.stem == "train" else 10000))
             images.append(part[b"data"].reshape(len(labels[-1]), 3, 32, 32).transpose(0, 2, 3, 1))
-            if labels[-1].max() >= 10 ** (1 + offset):
+            if labels[-1].max() >= (len(class_names) or 100):
                 raise ValueError(f"it has the label {labels[-1].max()}")
         except Exception as error:  # whatever a damaged file makes NumPy and pickle do
             fail(f"{path} is not the file of {dataset} that it should be: {error}")
@@ -178,7 +178,7 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def read_pictures(folder, size=32):
-    """Read train/CLASS/* and test/CLASS/*, or CLASS/* and test a fifth of it, as load_data does."""
+    """Read train/CLASS/* and test/CLASS/*, or CLASS/* and test a fifth of it; see load_data."""
     parts = [folder / "train", folder / "test"] if (folder / "train").is_dir() else [folder]
     sets, names = [], sorted(path.name for path in parts[0].glob("[!.]*") if path.is_dir())
     if len(names) < 2:
@@ -214,8 +214,8 @@ def hold_out(images, labels, part, seed):
     """Return (images, labels) without a part of every class, chosen by the seed, and that part."""
     rng, held = np.random.default_rng(seed), np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        chosen = np.flatnonzero(labels == label)
-        held[rng.choice(chosen, max(1, round(part * len(chosen))), replace=False)] = True
+        members = np.flatnonzero(labels == label)
+        held[rng.choice(members, max(1, round(part * len(members))), replace=False)] = True
     return (images[~held], labels[~held]), (images[held], labels[held])
 
 
@@ -235,12 +235,11 @@ def train_batches(images, labels, batch_size, seed, first_epoch, epochs):
         images = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]], constant_values=121)  # grey
 
     def one_epoch(epoch):
-        epoch_seed = tf.stack([tf.cast(seed, tf.int64), epoch])
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), epoch_seed)
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), [seed, epoch])
         batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
 
         def one_step(step, chosen):
-            step_seed = tf.random.experimental.stateless_fold_in(epoch_seed, step)
+            step_seed = tf.random.experimental.stateless_fold_in([seed, epoch], step)
             return augment(tf.gather(images, chosen), step_seed), tf.gather(labels, chosen)
 
         return batches.enumerate().map(one_step, num_parallel_calls=os.cpu_count())
@@ -286,7 +285,7 @@ def save(model, run, steps_per_epoch, epoch, logs):
 
 def begin_with(model, weights):
     """Take the weights of another run of this network, but for layers of another shape."""
-    path = max(Path(weights).glob("[lm]*.keras"), default=weights)  # or last.keras
+    path = max(Path(weights).glob("[lm]*.keras"), default=weights)  # model.keras, else last.keras
     network = keras.Model(model.inputs, model.outputs)  # the same layers, without the optimizer
     try:
         saved = json.loads(zipfile.ZipFile(path).read("config.json"))["config"]
@@ -312,7 +311,7 @@ def resume(run, model, facts, steps_per_epoch):
             model.load_weights(run / "last.keras")  # numbers only: no code in the file is run
         except Exception as error:  # zipfile, h5py and Keras each raise their own
             fail(f"{run}/last.keras is damaged, start a new run: {error!r:.80}")
-        epochs_done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
+        epochs_done = int(model.optimizer.iterations.numpy()) // steps_per_epoch
         if not epochs_done:  # Keras leaves a state that does not fit, with a warning
             fail(f"{run}/last.keras is of another optimizer: start a new run with --weights {run}")
         for variable in model.non_trainable_variables:
@@ -330,9 +329,9 @@ def resume(run, model, facts, steps_per_epoch):
 
 def start_run(args, facts):
     """Return the folder of the run, new unless it is resumed, with its options in args.json."""
-    now, resumed = time.strftime("%Y-%m-%d_%H-%M-%S"), bool(args.resume)
+    now = time.strftime("%Y-%m-%d_%H-%M-%S")
     run = Path(args.resume or Path(args.log_dir, f"{facts['network']}_{args.dataset}", now))
-    run.mkdir(parents=True, exist_ok=resumed)
+    run.mkdir(parents=True, exist_ok=bool(args.resume))
     (run / "new.json").write_text(json.dumps({**facts, "options": vars(args)}, indent=2) + "\n")
     os.replace(run / "new.json", run / "args.json")
     args.resume = str(run)  # for main()'s message
@@ -344,7 +343,7 @@ def draw(run, images, labels, probabilities, class_names):
     log = np.genfromtxt(run / "log.csv", delimiter=",", names=True, ndmin=1)
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "learning_rate")):
-        for column in (column for column in (name, f"val_{name}") if column in log.dtype.names):
+        for column in (c for c in log.dtype.names if c.removeprefix("val_") == name):
             axes.plot(log["epoch"] + 1, log[column], label=column)
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         axes.legend()
@@ -364,11 +363,11 @@ def draw(run, images, labels, probabilities, class_names):
             axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
     figure.savefig(run / "confusion.png", dpi=150)
 
-    sure = probabilities.max(axis=-1) * (predicted != labels)
+    sure, wrong = probabilities.max(axis=-1), np.flatnonzero(predicted != labels)
     figure = Figure(figsize=(12, 14), layout="constrained")
-    figure.suptitle(f"{np.count_nonzero(sure)} mistakes in {len(sure)} test images, surest first")
-    for place, i in enumerate(np.argsort(-sure)[: min(25, np.count_nonzero(sure))]):
-        axes = figure.add_subplot(5, 5, place + 1, xticks=[], yticks=[])
+    figure.suptitle(f"{len(wrong)} mistakes in {len(labels)} test images, surest first")
+    for place, i in enumerate(wrong[np.argsort(-sure[wrong])][:25], start=1):
+        axes = figure.add_subplot(5, 5, place, xticks=[], yticks=[])
         title = f"{names[labels[i]]}, taken for\n{names[predicted[i]]} ({sure[i]:.1%})"
         axes.set_title(title, fontsize=10, parse_math=False)
         axes.imshow(images[i])
@@ -412,9 +411,10 @@ def parse_shared_args(parser, argv, batch_size, epochs):
         given = [(k, v) for k, v in saved.items() if v is not parser.get_default(k)]
         given = [f"--{k}" if v is True else f"--{k}={v}" for k, v in given]
         args = parser.parse_args([*given, *argv, "--resume", run])
-    for key, value in vars(args).items():  # what is counted begins at 1, a seed at 0
-        if type(value) is int and not (key != "seed") <= value < 2**31:
-            fail(f"--{key} {value} is not a whole number from {int(key != 'seed')} to {2**31 - 1}")
+    for key, value in vars(args).items():
+        least = 0 if key == "seed" else 1
+        if type(value) is int and not least <= value < 2**31:
+            fail(f"--{key} {value} is not a whole number from {least} to {2**31 - 1}")
     for key in saved.keys() - {"epochs", "data_dir", "log_dir", "gpus", "resume"}:
         if getattr(args, key, "no option") != saved[key]:
             fail(f"--{key} cannot change on the way: {args.resume} has {saved[key]}")
@@ -455,7 +455,7 @@ def prepare_data(args):
         train, validation = hold_out(*train, args.validation_split, args.seed)
     if train[0].dtype != np.uint8 or args.image_size not in (32, train[0].shape[1]):
         fail("images are uint8, and --image_size is for pictures: those of CIFAR are 32x32")
-    if not {*test[1]} <= {*train[1]} == {*range(num_classes)} != {0}:
+    if not {*test[1]} <= {*train[1]} == {*range(num_classes)} or num_classes < 2:
         fail("labels count from 0, and every class is in the training images")
     if len(train[0]) < args.batch_size:
         fail(f"--batch_size {args.batch_size} is more than the {len(train[0])} training images")
@@ -470,10 +470,9 @@ def train(args):
     (x_train, y_train), validation, test, class_names, num_classes = prepare_data(args)
     steps_per_epoch, options = len(x_train) // args.batch_size, tf.data.Options()
     options.autotune.enabled = False  # its thread holds up the end of every epoch
-    validation_batches, test_batches = (
-        tf.data.Dataset.from_tensor_slices(data).batch(args.batch_size).with_options(options)
-        for data in (validation, test)
-    )
+    slices = tf.data.Dataset.from_tensor_slices
+    validation_batches = slices(validation).batch(args.batch_size).with_options(options)
+    test_batches = slices(test).batch(args.batch_size).with_options(options)
     sample = x_train[:: 1 + x_train.size // 30_720_000].astype(np.float64)  # in 0.5 GB at most
     mean, variance = sample.mean((0, 1, 2)), sample.var((0, 1, 2))
     build = functools.partial(build_network, args, sample.shape[1:], num_classes, mean, variance)
@@ -482,12 +481,12 @@ def train(args):
     if parameters > 2e9:
         fail(f"a network of {parameters:,} parameters takes more memory than machines have")
     model, epochs_done = multi_gpu_model(build, args.gpus), 0
-    facts = {"network": model.name, "class_names": class_names, "pixel_mean": [*mean.round(3)]}
-    facts["optimizer"] = keras.optimizers.serialize(model.optimizer)["class_name"]
+    facts = {"network": model.name, "class_names": class_names}
+    facts |= {"pixel_mean": mean.round(3).tolist(), "optimizer": type(model.optimizer).__name__}
     if args.resume:
         epochs_done = resume(Path(args.resume), model, facts, steps_per_epoch)
         newest = max(Path(args.resume).glob("*.keras"), key=os.path.getmtime, default=Path())
-        if epochs_done + (newest.name == "model.keras") > args.epochs:
+        if epochs_done + (newest.name == "model.keras") > args.epochs:  # finished: one more
             fail(f"{args.resume} has its {epochs_done} epochs: to train on, give --epochs more")
     if args.weights and not epochs_done:
         begin_with(model, args.weights)
@@ -518,7 +517,7 @@ def train(args):
     trained = multi_gpu_model(build, gpus=1)
     trained.set_weights(model.get_weights())
     loss, accuracy, *_ = trained.evaluate(test_batches, verbose=0)
-    epochs_done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps_per_epoch
+    epochs_done = int(model.optimizer.iterations.numpy()) // steps_per_epoch
     draw(run, *test, trained.predict(test_batches, verbose=0), class_names)
     trained.save(run / "new.keras")
     os.replace(run / "new.keras", run / "model.keras")  # last: it marks a finished run

@@ -69,13 +69,13 @@ def measure(fit, model, batches, seconds, repeats, started):
     fit(model, batches, steps_per_epoch=together, shuffle=False, verbose=0)
     first_step = time.time() - started
     guess = seconds_per_step(fit, model, batches, together)
-    steps = together * min(max(1, round(seconds / guess / together)), LONGEST_EPOCH // together)
-    if steps > 30:  # so many, or a divisor, launch/cpu.py may do in one go
+    longest = max(1, LONGEST_EPOCH // together)
+    steps = together * min(max(1, round(seconds / guess / together)), longest)
+    if steps > 30 and together == 1:  # so many, or a divisor, launch/cpu.py may do in one go
         steps -= steps % 30
-    # Where a step takes a second, the batches are ready long before.
-    sources = (batches, in_memory) if guess < 1 else (batches,)
     pairs = [
-        [seconds_per_step(fit, model, data, steps) for data in sources] for _ in range(repeats)
+        [seconds_per_step(fit, model, data, steps) for data in (batches, in_memory)]
+        for _ in range(repeats)
     ]
     batch_size = len(batch[1])
     return {
@@ -85,7 +85,7 @@ def measure(fit, model, batches, seconds, repeats, started):
         "multiply_adds": multiply_adds(model),
         "images_per_s": batch_size / statistics.median(pair[0] for pair in pairs),
         # Of neighbours, since the speed of machines drifts.
-        "pipeline_cost": 1 - statistics.median(pair[-1] / pair[0] for pair in pairs),
+        "pipeline_cost": 1 - statistics.median(alone / fed for fed, alone in pairs),
         "first_step_s": first_step,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }

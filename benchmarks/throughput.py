@@ -45,6 +45,8 @@ def figures(command):
     try:
         row = json.loads(done.stdout.splitlines()[-1])
         row["images_per_s"] = float(row["images_per_s"])
+        if done.returncode:
+            raise ValueError("it failed afterwards")
     except (ValueError, LookupError, TypeError):
         reason = (done.stderr.strip() or "it prints no JSON with images_per_s").splitlines()[-1]
         raise RuntimeError(reason) from None
@@ -139,6 +141,8 @@ def main():
     for path in filter(None, (args.csv, args.picture)):
         if not path.absolute().parent.is_dir():
             parser.error(f"{path} is in no folder that there is")
+    if any("--precision" in configuration for configuration in args.configurations):
+        parser.error("--precision is no part of a configuration, but an option of this program")
     if args.repeats < 1:
         parser.error("--repeats has to be at least 1")
     print(HEADER)

@@ -43,7 +43,10 @@ for ((count = 1; count <= runs; count++)); do
     for dataset in $datasets; do
         for scheduler in $schedulers; do
             run=$log_dir/ResNet-$((6 * stack_n + 2))_$dataset/${scheduler}_$count
-            [[ -e $run/model.keras ]] && continue
+            if [[ -e $run/model.keras ]]; then
+                echo "$run is finished and stays as it is, whatever the options are now"
+                continue
+            fi
             this=(--scheduler "$scheduler" --dataset "$dataset" --count "$count")
             [[ -e $run/args.json ]] && this+=(--resume "$run")
             python "$here/ResNet.py" "${this[@]}" "${options[@]}"

@@ -5,7 +5,7 @@
     python summary.py runs/htd --picture summary.png
 
 A network and data set make one table: median, smallest and largest of the finished runs, of the
-accuracy after the last epoch and of the best one on the way. That best one is chosen by the test
+val_accuracy after the last epoch and of the best one on the way. That best one is chosen by these
 images themselves, so it flatters; it is there because others print it. Unfinished runs are
 listed and left out. Runs whose other options differ are not compared.
 """
@@ -28,7 +28,7 @@ class MixedSettings(Exception):
 
 
 def read_runs(folder):
-    """Return {scheduler: [test accuracies in %, one array per finished run]} and the unfinished.
+    """Return {scheduler: [val_accuracy in %, one array per finished run]} and the unfinished.
 
     folder holds the runs of one network on one data set. The unfinished are lines that name the
     run and how far it is. Raises MixedSettings when two runs differ in more than FREE.
@@ -38,7 +38,8 @@ def read_runs(folder):
         run = path.parent
         try:
             facts = json.loads(path.read_text())
-            args = {**facts["options"], "class_names": facts.get("class_names")}
+            args = dict(facts["options"])
+            args |= {key: facts.get(key) for key in ("class_names", "pixel_mean")}  # the images
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise MixedSettings(f"{path} is damaged: move {run} elsewhere") from error
         if "epochs" not in args or args.get("scheduler") not in SCHEDULERS:
@@ -89,7 +90,7 @@ def draw(results, path):
             curves.plot(epochs, np.median(runs, axis=0), color=f"C{place}", label=scheduler)
             points.plot([place] * len(runs), runs[:, -1], "o", color=f"C{place}", alpha=0.5)
             points.hlines(np.median(runs[:, -1]), place - 0.3, place + 0.3, color=f"C{place}")
-        curves.set(title=f"{name}: test images", xlabel="epoch", ylabel="accuracy in %")
+        curves.set(title=name, xlabel="epoch", ylabel="val_accuracy in %")
         curves.legend(title="median")
         points.set(title="after the last epoch", xlim=(-0.6, len(SCHEDULERS) - 0.4))
         points.set_xticks(range(len(SCHEDULERS)), SCHEDULERS)

@@ -24,7 +24,10 @@ def main():
     for argument in args.logs:
         name, _, path = argument.rpartition("=")
         *_, folder, run, file = Path(path).absolute().with_suffix("").parts
-        name = name or (f"{folder} {run}" if file == "log" else re.sub(r"_\d$", "", file))
+        if not name:
+            name = f"{folder} {run}" if file == "log" else re.sub(r"_\d+$", "", file)
+            if name == file and name.replace("_", " ") in networks:
+                parser.error(f"several logs are called {name}: give NAME={path}")
         log = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
         networks.setdefault(name.replace("_", " "), []).append(log)
     order = sorted(
@@ -41,9 +44,10 @@ def main():
             label += f" ({min(ends):.2f} to {max(ends):.2f})" if ends[1:] else ""
             for log in networks[name]:
                 epochs = log["epoch"] + 1
-                x = 100 * epochs / len(epochs) if args.share else epochs
-                axes.plot(x, 100 * log[column], f"C{number}", linewidth=1.2)
-            axes.lines[-1].set_label(label + (f", {len(epochs)} epochs" if args.share else ""))
+                x = 100 * epochs / epochs[-1] if args.share else epochs
+                style = "- -- : -.".split()[number // 10 % 4]  # there are ten colours
+                axes.plot(x, 100 * log[column], style, color=f"C{number}", linewidth=1.2)
+            axes.lines[-1].set_label(label + (f", {epochs[-1]:.0f} epochs" if args.share else ""))
         axes.set(title=f"{title} images", xlabel="% of its epochs" if args.share else "epoch")
         axes.set(ylabel="accuracy in %" if column.startswith("val") else "")
         axes.grid(alpha=0.3)

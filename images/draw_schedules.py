@@ -3,7 +3,7 @@
 python images/draw_schedules.py images/htd_schedules.png
 """
 
-import importlib.util
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,15 +13,13 @@ from matplotlib.figure import Figure
 
 def main():
     path = Path(__file__).parents[1] / "htd" / "ResNet.py"
-    spec = importlib.util.spec_from_file_location("ResNet", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    scheduler = runpy.run_path(str(path))["scheduler"]
     figure = Figure(figsize=(10, 4), layout="constrained")
     linear, logarithmic = figure.subplots(1, 2)
     labels = {"step": "step decay", "cos": "cosine", "tanh": "HTD(-6, 3)"}
     epochs = np.arange(200)
     for name, label in labels.items():
-        rates = [script.scheduler(name, epoch / 200) for epoch in epochs]
+        rates = [scheduler(name, epoch / 200) for epoch in epochs]
         for axes in (linear, logarithmic):
             axes.step(epochs + 1, rates, where="mid", label=label)
     logarithmic.set(yscale="log", title="the same on a logarithmic scale")

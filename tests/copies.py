@@ -45,6 +45,8 @@ def blocks(source):
             found[node.targets[0].id] = span
         elif isinstance(node, ast.If):
             found["__main__"] = span
+        elif found:  # --fix would take it, and all before it, for imports
+            sys.exit(f"no name to compare this part of a script by: {ast.unparse(node):.60}")
         else:
             imports.append(span)
     found["imports"] = (imports[0][0], imports[-1][1])

@@ -242,7 +242,7 @@ def test_a_part_of_every_class_is_held_out():
 def test_validation_split_is_shown_and_the_test_images_are_looked_at_once(
     pictures, train_here, monkeypatch
 ):
-    module, seen = load("LeNet_keras"), []
+    module, seen, looked_at = load("LeNet_keras"), [], []
     fit = keras.Model.fit
 
     def spy(model, batches, validation_data, **options):
@@ -251,10 +251,21 @@ def test_validation_split_is_shown_and_the_test_images_are_looked_at_once(
         return fit(model, batches, validation_data=validation_data, **options)
 
     monkeypatch.setattr(keras.Model, "fit", spy)
+    for name in ("evaluate", "predict"):
+        usual = getattr(keras.Model, name)
+
+        def look(model, *batches, usual=usual, **options):  # fit gives evaluate() them as x
+            for data in batches:
+                looked_at.append(np.concatenate([x for x, _ in data.as_numpy_iterator()]))
+            return usual(model, *batches, **options)
+
+        monkeypatch.setattr(keras.Model, name, look)
     options = ["--data_dir", pictures(320), "--batch_size", 32, "--epochs", 1]
     train_here(module, *options, "--validation_split", 0.2)
     shown, trained_on = seen
-    (x_train, y_train), *_ = module.load_data("cifar10", pictures(320))
+    (x_train, y_train), (x_test, _), _ = module.load_data("cifar10", pictures(320))
+    for images in looked_at[-2:]:  # evaluated for what is printed, predicted for what is drawn
+        np.testing.assert_array_equal(images, x_test)
     expected = sum(max(1, round(0.2 * count)) for count in np.bincount(y_train))
     images = np.concatenate([x for x, _ in shown])
     assert len(images) == expected and sum(map(len, trained_on)) == (320 - expected) // 32 * 32

@@ -269,7 +269,6 @@ def test_args_that_are_no_ones(refused, copied, pictures, text):
         ("colour", True),
         ("colour", None),
         ("epoch", 1),
-        ("", True),
         ("stack_n", 1),
     ],
 )

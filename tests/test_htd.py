@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,11 @@ summary = load(ROOT / "htd" / "summary.py")
 def test_schedule_is_the_papers(name, rates):
     for progress, rate in zip((0, 1 / 4, 1 / 2, 1), rates):
         assert resnet.scheduler(name, progress) == pytest.approx(rate, abs=1e-12)
+
+
+def test_rate_steps_where_resnets_does():
+    rates = [resnet.scheduler("step", epoch / 200) for epoch in (80, 81, 121, 122)]
+    assert rates == [0.1, 0.01, 0.01, 0.001]
 
 
 def test_bounds_of_the_tangent_are_options():
@@ -101,9 +107,10 @@ def test_summary_refuses_runs_of_different_settings(monkeypatch, tmp_path):
     shutil.rmtree(other)
     other = make_run(tmp_path, "cos", 2, [0.1, 0.2, 0.3], batch_size=128, per_step=False)
     facts = json.loads((other / "args.json").read_text())
-    (other / "args.json").write_text(json.dumps({**facts, "class_names": ["cat", "dog"]}))
-    with pytest.raises(SystemExit, match=r"class_names is \['cat', 'dog'\] in .*cos_2 and \[\] in"):
-        summarize(monkeypatch, tmp_path)
+    for key, value in ("class_names", ["cat", "dog"]), ("pixel_mean", [9, 8, 7]):
+        (other / "args.json").write_text(json.dumps({**facts, key: value}))
+        with pytest.raises(SystemExit, match=f"--{key} is {re.escape(str(value))} in .*cos_2 and "):
+            summarize(monkeypatch, tmp_path)
     shutil.rmtree(other)
     run = make_run(tmp_path, "step", 1, [0.1, 0.2, 0.3], batch_size=128)
     for options in ({"epochs": 3}, {"scheduler": ["step"], "epochs": 3}, {"scheduler": "linear"}):
@@ -199,11 +206,11 @@ def test_experiment_with_real_training(tmp_path, pictures):
     copy("ResNet", tmp_path)
     for name in ("run_training.sh", "summary.py"):
         shutil.copy(ROOT / "htd" / name, tmp_path)
-    options = ["--datasets", "synthetic", "--stack_n", 1, "--epochs", 2, "--runs", 2, "-b", 40]
+    options = ["--datasets", "cifar10", "--stack_n", 1, "--epochs", 2, "--runs", 2, "-b", 40]
     options += ["--schedulers", "tanh", "--data_dir", pictures(80), "--seed", 7]
     done = train_all(tmp_path, *options)
     assert done.returncode == 0, done.stderr
-    runs = {path.name: path for path in tmp_path.glob("runs/htd/ResNet-8_synthetic/*")}
+    runs = {path.name: path for path in tmp_path.glob("runs/htd/ResNet-8_cifar10/*")}
     assert sorted(runs) == ["tanh_1", "tanh_2"]
     log = (runs["tanh_2"] / "log.csv").read_bytes()
     (runs["tanh_2"] / "model.keras").unlink()  # as if it had been stopped

@@ -212,20 +212,25 @@ def test_second_derivatives_are_keras_own(size, channels, kernel_size):
         np.testing.assert_allclose(penalty(), expected, atol=1e-4 * np.std(expected))
 
 
+def direct(x, kernel):
+    return tf.nn.conv2d(x, kernel, 1, "SAME")
+
+
+def outputs_and_gradients(convolve, x, kernel, upstream, dtype=tf.float32):
+    x, kernel, upstream = (tf.constant(value, dtype) for value in (x, kernel, upstream))
+    with tf.GradientTape() as tape:
+        tape.watch([x, kernel])
+        y = convolve(x, kernel)
+    return [y, *tape.gradient(y, [x, kernel], upstream)]
+
+
 @pytest.mark.parametrize("r, size", [(3, 4), (3, 32), (5, 8)])
 def test_winograd_rounds_little_more_than_the_direct_convolution(r, size):
     values = RNG.normal(size=(4, size, size, 64)), RNG.normal(size=(r, r, 64, 48))
     upstream = RNG.normal(size=(4, size, size, 48))
 
-    def run(convolve, dtype):
-        x, kernel, upstream_ = (tf.constant(value, dtype) for value in (*values, upstream))
-        with tf.GradientTape() as tape:
-            tape.watch([x, kernel])
-            y = convolve(x, kernel)
-        return [y, *tape.gradient(y, [x, kernel], upstream_)]
-
-    exact = run(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"), tf.float64)
-    for a, b in zip(exact, run(ways.winograd, tf.float32)):
+    exact = outputs_and_gradients(direct, *values, upstream, tf.float64)
+    for a, b in zip(exact, outputs_and_gradients(ways.winograd, *values, upstream)):
         assert np.std(np.subtract(a, b)) < 1e-5 * np.std(a)
 
 
@@ -262,15 +267,8 @@ def test_winograd_takes_a_few_images_at_a_time():
     waiting = [op for op in graph.get_operations() if op.type == "Identity" and op.control_inputs]
     assert len(waiting) == len(parts) - 1
     upstream = numbers(*x.shape)
-
-    def run(convolve):
-        with tf.GradientTape() as tape:
-            tape.watch([x, kernel])
-            y = convolve(x, kernel)
-        return [y, *tape.gradient(y, [x, kernel], upstream)]
-
-    direct = run(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"))
-    for ours, exact in zip(run(ways.winograd), direct):
+    both = [outputs_and_gradients(way, x, kernel, upstream) for way in (ways.winograd, direct)]
+    for ours, exact in zip(*both):
         assert np.std(ours - exact) < 1e-5 * np.std(exact)
 
 

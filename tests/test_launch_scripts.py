@@ -42,11 +42,6 @@ def compiled(name):
     return module, model
 
 
-def one_step(model, module, seed):
-    loss = model.train_on_batch(*module.synthetic_images(8, seed))[0]
-    return float(loss), [variable.numpy() for variable in model.variables]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_plain_and_launched_differ_by_rounding_and_continue_each_other(name, tmp_path):
     starts, losses, states = {}, {}, {}

@@ -1,7 +1,7 @@
 """The networks have the papers' parts, and the scripts are lessons in plain Keras."""
 
 import ast
-import difflib
+import re
 
 import keras
 import numpy as np
@@ -216,8 +216,12 @@ def test_weights_and_probabilities_are_float32_in_mixed_precision(small):
 
 
 def test_batch_normalization_sees_the_batches_of_all_devices(small):
+    """Those inside the layers that DenseNet computes twice, too."""
     model, *_ = small
-    assert all(layer.synchronized for layer in layers_of(model, layers.BatchNormalization))
+    every = [*model._flatten_layers(recursive=True)]
+    found = [layer for layer in every if type(layer) is layers.BatchNormalization]
+    assert all(layer.synchronized for layer in found)
+    assert len(found) == sum("gamma" in variable.path for variable in model.variables)
 
 
 def test_kernels_of_nin_without_batch_normalization_have_mean_0():
@@ -402,8 +406,9 @@ def test_script_is_plain_keras(name):
         if isinstance(node, ast.Assign):  # nor are the methods of Keras' classes replaced
             targets = [ast.unparse(target) for target in node.targets]
             assert not [t for t in targets if t.startswith(("keras.", "layers.", "tf."))]
-    for words in ("keras.src", "._", "raw_ops", "custom_gradient"):
+    for words in ("keras.src", "raw_ops", "custom_gradient"):
         assert words not in source
+    assert not re.search(r"\._[a-z]", source)  # nothing private
     assert ("recompute_grad" in source) == (name == "DenseNet_keras")
 
 
@@ -413,7 +418,7 @@ def test_script_can_be_read(name):
     lines, (docstring, *_) = source.splitlines(), ast.parse(source).body
     (banner,) = [i for i, line in enumerate(lines) if "from here on, all scripts" in line]
     lesson, plumbing = banner - (docstring.lineno - 1), len(lines) - banner - 1
-    assert plumbing <= 412
+    assert plumbing <= 411
     if name in LADDER:
         assert len(lines) <= 490 and lesson <= 85
     elif name in ("DenseNet_keras", "Vgg19_keras"):
@@ -423,10 +428,3 @@ def test_script_can_be_read(name):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
-
-
-@pytest.mark.parametrize("before, after", list(zip(LADDER, LADDER[1:])))
-def test_ladder_is_a_lesson_in_short_diffs(before, after):
-    texts = [SCRIPTS[name].read_text().splitlines() for name in (before, after)]
-    changes = list(difflib.unified_diff(*texts, n=0, lineterm=""))[2:]
-    assert 0 < max(sum(line[0] == side for line in changes) for side in "+-") <= 40
