@@ -56,7 +56,7 @@ def top_five(output):
 def test_pictures_are_named_printed_and_drawn(network, tmp_path):
     red, blue = picture(tmp_path / "red.png", "red"), picture(tmp_path / "blue.jpg", "blue")
     options = ["--model", network / "model.keras"]
-    done = run(SCRIPT, *options, red, blue, cwd=tmp_path)
+    done = fork(SCRIPT, *options, red, blue, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = top_five(done.stdout)
     assert found["red.png"][0][1] == "cat" and found["blue.jpg"][0][1] == "ship"
