@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, fork, load, run
+from conftest import ROOT, fork, load
 from PIL import Image
 from reference import RNG
 
