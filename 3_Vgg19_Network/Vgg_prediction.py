@@ -17,6 +17,7 @@ import glob
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -32,26 +33,26 @@ stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
 os.dup2(nowhere, 2)
 try:
     import keras
+    import matplotlib.style
     import numpy as np
     from keras.applications import vgg19
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import get_font_names
     from PIL import Image, ImageOps  # Pillow comes with matplotlib
 finally:
     os.dup2(stderr, 2)
 
-CLASS_NAMES = {
-    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
-    "cifar100": """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
-        bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud
-        cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl
-        hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-        motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
-        pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal
-        shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper
-        table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-        willow_tree wolf woman worm""".split(),
-    "synthetic": [f"patches {i}" for i in range(10)],
-}
+# Those of CIFAR-100, whose runs have numbers instead.
+CIFAR100_NAMES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
+    crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
+    keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain
+    mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain
+    plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
+    television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+""".split()
 DRAWN = 50  # pictures in the figure: PNG viewers have limits, and so has patience
 
 
@@ -104,8 +105,8 @@ def imagenet_network(weights):
 def trained_network(path):
     """Return (network, names of its classes) of a run, or of a file that its script saved.
 
-    An unfinished run is taken as far as it is. The names are those in args.json beside the file, or
-    the data set's. The file is loaded in Keras' safe mode, in which it cannot run code.
+    An unfinished run is taken as far as it is. The names are those in args.json beside the file,
+    which is loaded in Keras' safe mode, where it cannot run code.
     Raises UsageError when it cannot be used.
     """
     if path.endswith((".h5", ".hdf5")):
@@ -125,14 +126,16 @@ def trained_network(path):
         raise UsageError(
             f"--model {path} is damaged or no network that a script of this collection saved"
         ) from error
-    names = [f"class {i}" for i in range(num_classes)]
     try:
         facts = json.loads(Path(path).with_name("args.json").read_text())
-        known = facts["class_names"] or CLASS_NAMES[facts["options"]["dataset"]]
-        if len(known) == num_classes:
-            names = [one_line(str(name)) for name in known]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        print(f"No args.json beside {path}: classes have numbers only.", file=sys.stderr)
+        names = [one_line(name) for name in facts["class_names"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        names = []
+    if names == [str(label) for label in range(100)]:
+        names = CIFAR100_NAMES
+    if len(names) != num_classes:
+        print(f"No names beside {path}: classes have numbers only.", file=sys.stderr)
+        names = [f"class {i}" for i in range(num_classes)]
     return model, names
 
 
@@ -153,14 +156,17 @@ def read_picture(path, size):
     """Return the middle square of a picture as a person sees it, (size, size, 3) uint8."""
     try:
         image = ImageOps.exif_transpose(Image.open(path))  # cameras note how they were held
-        if image.mode[0] in "IF":  # more than 8 bits, which Pillow would cut off at 255
+        if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would cut off
             values = np.nan_to_num(np.float64(image))
-            top = 65535 if "16" in image.mode or values.max() > 255 else 255 ** (values.max() > 1)
-            image = Image.fromarray(np.uint8((values * 255 / top).clip(0, 255)))
+            white = 255 if values.max() > 1 else 1
+            if image.mode.startswith("I;16") or values.max() > 255:
+                white = 65535
+            image = Image.fromarray(np.uint8((values / white * 255).clip(0, 255)))
         image = image.convert("RGBA")
     except Exception as error:  # each of Pillow's formats has its own
         raise OSError(f"{path} cannot be read; save it as PNG or JPEG: {error}") from error
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    white = Image.new("RGBA", image.size, "white")  # behind what is transparent
+    image = Image.alpha_composite(white, image).convert("RGB")
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
@@ -178,25 +184,29 @@ def imagenet_names():
 def draw(path, titles, images, rankings):
     """Save images (height, width, 3) uint8 beside the bars of their [(name, probability)].
 
-    Raises UsageError when the picture cannot be saved.
+    In Matplotlib's defaults, whatever the user's matplotlibrc says, and with Chinese letters if a
+    font that has them is installed. Raises UsageError when the picture cannot be saved.
     """
-    figure = Figure(figsize=(8, 1 + 2 * len(images)), layout="constrained")
-    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 2))
-    for (left, right), title, image, ranking in zip(grid, titles, images, rankings):
-        left.imshow(image)
-        left.set_title(title, fontsize=9, parse_math=False)  # a file's name may have a $
-        left.axis("off")
-        names, probabilities = zip(*ranking)
-        bars = right.barh(range(len(names)), [100 * p for p in probabilities])
-        right.set_yticks(range(len(names)), names)  # two of ImageNet's classes are called crane
-        right.bar_label(bars, fmt="%.1f %%", padding=3, fontsize=8)
-        right.set(xlim=(0, 115), xticks=(0, 25, 50, 75, 100))
-        right.invert_yaxis()
-    grid[-1, 1].set_xlabel("probability in %")
-    try:
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as error:  # no such folder, or no format for pictures
-        raise UsageError(f"--output {path}: {' '.join(str(error).split())}") from error
+    chinese = re.compile("CJK|WenQuanYi|YaHei|SimHei|Hiragino|Heiti")
+    fonts = ["DejaVu Sans", *filter(chinese.search, get_font_names())]
+    with matplotlib.style.context(["default", {"font.family": fonts}]):
+        figure = Figure(figsize=(8, 1 + 2 * len(images)), layout="constrained")
+        grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 2))
+        for (left, right), title, image, ranking in zip(grid, titles, images, rankings):
+            left.imshow(image)
+            left.set_title(title, fontsize=9, parse_math=False)  # a file's name may have a $
+            left.axis("off")
+            names, probabilities = zip(*ranking)
+            bars = right.barh(range(len(names)), [100 * p for p in probabilities])
+            right.set_yticks(range(len(names)), names, parse_math=False)  # two are called crane
+            right.bar_label(bars, fmt="%.1f%%", padding=3, fontsize=8)
+            right.set(xlim=(0, 115), xticks=(0, 25, 50, 75, 100))
+            right.invert_yaxis()
+        grid[-1, 1].set_xlabel("probability in %")
+        try:
+            figure.savefig(path, dpi=100)
+        except (OSError, ValueError) as error:  # no such folder, or no format for pictures
+            raise UsageError(f"--output {path}: {' '.join(str(error).split())}") from error
 
 
 def write_table(path, pictures, rankings):
@@ -234,7 +244,10 @@ def unused(path):
 
 def main():
     """Name all pictures; return the exit status."""
-    args, failed = parse_args(), 0
+    args = parse_args()
+    keras.config.set_floatx("float32")  # whatever ~/.keras/keras.json says
+    keras.config.set_image_data_format("channels_last")
+    failed = 0
     if args.model:
         model, names = trained_network(args.model)
     else:
@@ -263,14 +276,15 @@ def main():
         rankings.append([(names[i], float(row[i])) for i in row.argsort()[:-6:-1]])
         print(title)
         for name, probability in rankings[-1]:
-            print(f"  {100 * probability:6.2f} %  {name}")
+            print(f"  {100 * probability:6.2f}%  {name}")
+    if args.csv:
+        table = unused(args.csv)
+        write_table(table, pictures, rankings)
+        print(f"{table}: the same as a table.")
     output = unused(args.output)
     draw(output, titles[:DRAWN], images[:DRAWN], rankings[:DRAWN])
     shown = f"the first {DRAWN} pictures" if len(images) > DRAWN else "all pictures"
     print(f"{output}: {shown}.")
-    if args.csv:
-        write_table(table := unused(args.csv), pictures, rankings)
-        print(f"{table}: the same as a table.")
     return failed
 
 

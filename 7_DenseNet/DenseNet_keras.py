@@ -14,48 +14,49 @@ The paper reaches 95.49 % of CIFAR-10's test images with 100x12.
 """
 
 import argparse
-import functools
 import json
-import math
 import os
-import pickle
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 import warnings
 import zipfile
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# Keras and TensorFlow read these when they are imported.
+if os.environ.setdefault("KERAS_BACKEND", "tensorflow") not in ("tensorflow", "jax"):
+    sys.exit("error: KERAS_BACKEND has to be tensorflow or jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors are raised all the same
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on older processors
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave memory to others
 
 import keras
+import matplotlib.style
 import numpy as np
 import tensorflow as tf
 from keras import layers
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from PIL import Image, ImageOps  # Pillow comes with matplotlib
 
 # ------------------------------------------------------------------------------------------ network
 
-# The paper's weight decay of 0.0001 is a gradient of that times the weight; L2(w) has 2w.
-WEIGHTS = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(5e-5)}
+# Of every layer with a kernel. The paper's weight decay of 0.0001 is a gradient of that times the
+# weight; Keras has no half before the square, so L2(w) has a gradient of 2w.
+KERNEL = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(5e-5)}
 
 
 def conv(x, filters, kernel_size):
     """A convolution without bias, since batch normalisation follows and has one."""
-    return layers.Conv2D(filters, kernel_size, padding="same", use_bias=False, **WEIGHTS)(x)
+    return layers.Conv2D(filters, kernel_size, padding="same", use_bias=False, **KERNEL)(x)
 
 
 def bn_relu(x):
-    """Batch normalisation over all GPUs, with Torch's momentum and epsilon, and ReLU."""
-    several = tf.distribute.has_strategy()
-    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=several)(x)
+    """Batch normalisation, with the statistics of all GPUs together, and ReLU."""
+    several_gpus = tf.distribute.has_strategy()
+    # The averages for prediction become 0.9 * old + 0.1 * batch; Torch calls that momentum 0.1.
+    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=several_gpus)(x)
     return layers.ReLU()(x)
 
 
@@ -65,32 +66,12 @@ def bottleneck(x, growth_rate):
     return conv(bn_relu(y), growth_rate, 3)
 
 
-def recomputed_bottleneck(x, growth_rate):
-    """A bottleneck of which only x is kept until the backward pass, which computes the rest again.
-
-    Geoff Pleiss et al.: "Memory-Efficient Implementation of DenseNets", 2017,
-    https://arxiv.org/abs/1707.06990
-    """
-    inputs = layers.Input(x.shape[1:], dtype=x.dtype)
-    part = keras.Model(inputs, bottleneck(inputs, growth_rate))
-    for layer in part.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            layer.momentum **= 0.5  # it moves its averages twice a step
-    forward = part.call
-
-    def call(x, training=None, mask=None):
-        return tf.recompute_grad(lambda x: forward(x, training=training))(x)
-
-    part.call = call  # of this model only, which is saved and loaded as any other
-    return part(x)
-
-
-def dense_layer(x, growth_rate, recompute):
+def dense_layer(x, growth_rate, recompute=False):
     """Append growth_rate channels, which a bottleneck makes of all the others (section 3).
 
     From (batch, height, width, channels) to (batch, height, width, channels + growth_rate).
     """
-    y = (recomputed_bottleneck if recompute else bottleneck)(x, growth_rate)
+    y = recomputed_bottleneck(x, growth_rate) if recompute else bottleneck(x, growth_rate)
     return layers.Concatenate()([x, y])
 
 
@@ -115,13 +96,51 @@ def densenet(depth, growth_rate, recompute, shape, num_classes, mean=0.0, varian
         if block < 2:
             x = transition(x, compression=0.5)
     x = layers.GlobalAveragePooling2D()(bn_relu(x))
-    outputs = layers.Dense(num_classes, activation="softmax", dtype="float32", **WEIGHTS)(x)
+    outputs = layers.Dense(num_classes, activation="softmax", dtype="float32", **KERNEL)(x)
     return keras.Model(inputs, outputs, name=f"DenseNet-{depth}x{growth_rate}")
 
 
+# ------------------------------------------------------------------------------------------- recipe
+
+
+def augment(images, seed):
+    """Shift images by up to 4 pixels, on a grey border, and flip half of them.
+
+    Takes and returns (batch, height, width, 3) uint8. The seed differs from step to step, and all
+    that is random depends on it, so that a resumed run sees what it would have seen.
+    """
+    batch, height, width, _ = images.shape
+    # By 4 on each side (He et al. 2015, section 4.2), so that an image has 9 x 9 places. 121 is the
+    # mean of CIFAR's pixels: the border is about 0 once it is normalised.
+    images = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]], constant_values=121)
+    # Three draws for each image, independent of one another by their seeds.
+    top = tf.random.stateless_uniform([batch, 1], seed, 0, 9, tf.int32)
+    left = tf.random.stateless_uniform([batch, 1], seed + 1, 0, 9, tf.int32)
+    flip = tf.random.stateless_uniform([batch, 1], seed + 2) < 0.5
+    rows = top + tf.range(height)  # (batch, height): those that each image keeps
+    columns = left + tf.range(width)
+    columns = tf.where(flip, columns[:, ::-1], columns)  # from right to left
+    # For each image i: images[i][rows[i]][:, columns[i]]
+    images = tf.gather(images, rows, axis=1, batch_dims=1)
+    return tf.gather(images, columns, axis=2, batch_dims=1)
+
+
 def scheduler(epoch, epochs=300):
-    """Return the learning rate of an epoch: 0.1, 0.01 from epoch 150 of 300, 0.001 from 225."""
-    return 0.1 * 0.1 ** sum(epoch / epochs >= drop / 300 for drop in (150, 225))
+    """Return the learning rate of an epoch, counted from 0: a tenth after half and 3/4 of them."""
+    if epoch / epochs < 150 / 300:
+        return 0.1
+    if epoch / epochs < 225 / 300:
+        return 0.01
+    return 0.001
+
+
+def compile_model(model):
+    """Give the network its optimizer and loss."""
+    model.compile(
+        optimizer=keras.optimizers.SGD(momentum=0.9, nesterov=True),  # learning rate: scheduler()
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
 
 
 def depth(text):
@@ -138,7 +157,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--depth", type=depth, default=100, help="layers: 6n+4, n dense layers a block")
-    add("--growth_rate", type=int, default=12, help="channels that each layer adds")
+    add("--growth_rate", type=positive_int, default=12, help="channels that each layer adds")
     add("--recompute", action="store_true", help="less memory, more time: bottlenecks run twice")
     args = parse_shared_args(parser, argv, batch_size=64, epochs=300)
     if args.recompute and keras.backend.backend() != "tensorflow":
@@ -152,106 +171,259 @@ def build_network(args, shape, num_classes, mean, variance):
     return densenet(*options, shape, num_classes, mean, variance)
 
 
-# ---------------------------------------------- data (from here on, all scripts have the same text)
+# --------------------------------------------- less memory, more time (only for --recompute)
+
+
+def recomputed_bottleneck(x, growth_rate):
+    """A bottleneck of which only x is kept until the backward pass, which computes the rest again.
+
+    Geoff Pleiss et al.: "Memory-Efficient Implementation of DenseNets", 2017,
+    https://arxiv.org/abs/1707.06990
+    """
+    inputs = layers.Input(x.shape[1:], dtype=x.dtype)
+    part = keras.Model(inputs, bottleneck(inputs, growth_rate))
+    for layer in part.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum **= 0.5  # it moves its averages twice a step
+    forward = part.call
+
+    def call(x, training=None, mask=None):
+        return tf.recompute_grad(lambda x: forward(x, training=training))(x)
+
+    part.call = call  # of this model only, which is saved and loaded as any other
+    return part(x)
+
+
+# ------------------------------------------ training (from here on, all scripts have the same text)
+
+
+def train(args):
+    """Train a network as the options say, and leave its files in the folder of the run."""
+    keras.utils.set_random_seed(args.seed)
+    (x_train, y_train), validation, test, class_names = prepare_data(args)
+    mean, variance = mean_and_variance(x_train)
+    steps_per_epoch = len(x_train) // args.batch_size
+
+    def build():
+        return build_network(args, x_train.shape[1:], len(class_names), mean, variance)
+
+    model = multi_gpu_model(build, args.gpus)
+    if args.weights and not args.resume:
+        load_pretrained(model, args.weights)
+    # What a run that goes on has to share with the one that was begun:
+    facts = {"network": model.name, "class_names": class_names, "pixel_mean": mean.tolist()}
+    facts["optimizer"] = [type(model.optimizer).__name__, len(model.optimizer.variables)]
+    run, epochs_done = start_run(args, model, facts, steps_per_epoch)
+    devices = ", ".join(keras.distribution.list_devices()[: args.gpus])
+    parameters = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    print(f"{model.name} on {devices}: {parameters:,} trainable parameters. Run: {run}")
+    if "cpu" in devices and shutil.which("nvidia-smi"):
+        print("No GPU in use: pip install 'tensorflow[and-cuda]' or 'jax[cuda12]'", file=sys.stderr)
+
+    def save_checkpoint(epoch, logs):
+        if not np.isfinite(logs["loss"] + logs["val_loss"]):
+            fail(f"no finite loss in epoch {epoch + 1}: lower the learning rates in scheduler()")
+        # With float16, steps that overflow do not count; resume() reads the epoch off this.
+        model.optimizer.iterations.assign((epoch + 1) * steps_per_epoch)
+        save(model, run / "last.keras")
+
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread holds up the end of every epoch
+    batches = train_batches(x_train, y_train, args.batch_size, args.seed, epochs_done, args.epochs)
+    validation_batches = tf.data.Dataset.from_tensor_slices(validation).batch(args.batch_size)
+    model.fit(
+        batches.with_options(options),
+        validation_data=validation_batches.with_options(options),
+        epochs=args.epochs,
+        initial_epoch=epochs_done,
+        steps_per_epoch=steps_per_epoch,
+        shuffle=False,  # train_batches() has shuffled
+        verbose=1 if hasattr(sys.stdout, "isatty") and sys.stdout.isatty() else 2,
+        callbacks=[
+            schedule(args),
+            keras.callbacks.TensorBoard(run, write_graph=False),
+            keras.callbacks.CSVLogger(run / "log.csv", append=True),
+            keras.callbacks.LambdaCallback(on_epoch_end=save_checkpoint),
+        ],
+    )
+    keras.config.set_dtype_policy("float32")  # TensorFlow Lite and ONNX take no other
+    trained = multi_gpu_model(build, gpus=1)
+    trained.set_weights(model.get_weights())
+    save(trained, run / "model.keras")  # before all that may fail
+    probabilities = trained.predict(test[0], args.batch_size, verbose=0)
+    accuracy = np.mean(probabilities.argmax(axis=-1) == test[1])
+    epochs_done = int(model.optimizer.iterations.numpy()) // steps_per_epoch
+    print(f"Run: {run}\nTest accuracy {accuracy:.4f} after epoch {epochs_done}.")
+    draw(run, *test, probabilities, class_names)
+
+
+def schedule(args):
+    """Return the callback that sets the learning rate of every epoch."""
+    return keras.callbacks.LearningRateScheduler(lambda epoch: scheduler(epoch, args.epochs))
+
+
+def train_batches(images, labels, batch_size, seed, first_epoch, epochs):
+    """Return the batches of all epochs from first_epoch on.
+
+    Each is a function of seed, epoch and step, so that a run goes on as if it had never stopped: no
+    generator has a state that would be lost.
+    """
+    with tf.device("CPU"):  # where the pipeline runs
+        images, labels = tf.constant(images), tf.constant(labels)
+
+    def one_epoch(epoch):
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), [seed, epoch])
+        # The few images that are left over have their turn in other epochs.
+        indices = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
+
+        def one_batch(step, indices):
+            step_seed = tf.random.experimental.stateless_fold_in([seed, epoch], step)
+            return augment(tf.gather(images, indices), step_seed), tf.gather(labels, indices)
+
+        return indices.enumerate().map(one_batch, num_parallel_calls=os.cpu_count())
+
+    return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(4)
+
+
+def multi_gpu_model(build, gpus):
+    """Return the network of build(), compiled: on one GPU, or on several that share every batch.
+
+    It takes a function because mirrored weights have to be made in the scope of the strategy.
+    """
+    devices = keras.distribution.list_devices()
+    strategy = tf.distribute.get_strategy()
+    if gpus > len(devices):
+        fail(f"--gpus {gpus}: there are only {', '.join(devices)} here")
+    if gpus > 1 and keras.backend.backend() == "jax":
+        parallel = keras.distribution.DataParallel(devices=devices[:gpus])
+        keras.distribution.set_distribution(parallel)
+    elif gpus > 1:
+        strategy = tf.distribute.MirroredStrategy(devices[:gpus])
+    with strategy.scope():
+        model = build()
+        compile_model(model)
+        model.optimizer.build(model.trainable_variables)  # to load a checkpoint into
+    return model
+
+
+# --------------------------------------------------------------------------------------------- data
+
+
+def prepare_data(args):
+    """Return (images, labels) of training, validation and test, and the names of the classes."""
+    training, test, class_names = load_data(args.dataset, args.data_dir, args.image_size)
+    validation = test  # chooses nothing here; whoever tries settings needs --validation_split
+    if args.validation_split:
+        training, validation = hold_out(*training, args.validation_split, args.seed)
+    images, labels = training
+    if images.dtype != np.uint8:
+        fail("images have to be uint8, from 0 to 255")
+    for label, name in enumerate(class_names):
+        if label not in labels:
+            fail(f"the class {name} has too few images: none is left to train on")
+    if len(images) < args.batch_size:
+        fail(f"--batch_size {args.batch_size} is more than the {len(images)} training images")
+    for images, _ in (validation, test):
+        if keras.backend.backend() == "jax" and len(images) % args.gpus:
+            fail(f"with JAX, --gpus {args.gpus} has to divide {len(images)}, the test images")
+    return training, validation, test, class_names
 
 
 def load_data(dataset, data_dir=None, image_size=32):
     """Return (x_train, y_train), (x_test, y_test), class_names.
 
-    Images are (n, height, width, 3) uint8 from 0 to 255, labels (n,) integers from 0. Without
-    data_dir, CIFAR comes from keras.datasets, which downloads it once and checks the hash.
+    Images are (n, height, width, 3) uint8 from 0 to 255, labels (n,) int32 from 0.
     """
-    names = "airplane automobile bird cat deer dog frog horse ship truck"
-    names = names.split() if dataset == "cifar10" else []
+    if data_dir:
+        return read_pictures(Path(data_dir), image_size)
     if dataset == "synthetic":
         print("Training on synthetic images: coloured patches made from a seed, no photographs.")
-        return synthetic_images(5000, seed=1), synthetic_images(1000, seed=2), names
-    if folder := data_dir and Path(data_dir):
-        return read_cifar(dataset, folder, names) or read_pictures(folder, image_size)
+        class_names = [f"pattern {i}" for i in range(10)]
+        return synthetic_images(5000, seed=1), synthetic_images(1000, seed=2), class_names
+    if dataset == "cifar10":
+        class_names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+        module = keras.datasets.cifar10
+    else:
+        class_names = [str(label) for label in range(100)]
+        module = keras.datasets.cifar100
     try:
-        sets = getattr(keras.datasets, dataset).load_data()
+        (x_train, y_train), (x_test, y_test) = module.load_data()  # downloaded once, hash checked
     except Exception as error:  # Keras raises nothing more precise when a download fails
-        fail(f"{error}: give the folder of the files with --data_dir, or try --dataset synthetic")
-    return *((images, np.int32(labels.ravel())) for images, labels in sets), names
+        fail(f"{error}. Without a network: --dataset synthetic, or see doc/your_own.md")
+    return (x_train, np.int32(y_train.ravel())), (x_test, np.int32(y_test.ravel())), class_names
 
 
-def read_cifar(dataset, folder, class_names):
-    """Read CIFAR's binary or Python version, in folder or in one in it; None if there is none."""
-    names, key, offset = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], b"labels", 0
-    if dataset == "cifar100":
-        names, key, offset = ["train", "test"], b"fine_labels", 1  # after the coarse label
-    patterns = (f"{place}{names[0]}{kind}" for place in ("", "*/") for kind in (".bin", ""))
-    found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
-    if not found:
-        return None
-    images, labels = [], []
-    for path in [found[0].with_name(name + found[0].suffix) for name in names]:
-        try:
-            if path.suffix:
-                records = np.fromfile(path, np.uint8).reshape(-1, offset + 3073)
-                part = {b"data": records[:, -3072:], key: records[:, offset]}
-            else:
-                part = ArraysOnly(path.open("rb"), encoding="bytes").load()
-            labels.append(np.int32(part[key]).reshape(50000 if path.stem == "train" else 10000))
-            images.append(part[b"data"].reshape(len(labels[-1]), 3, 32, 32).transpose(0, 2, 3, 1))
-            if labels[-1].max() >= (len(class_names) or 100):
-                raise ValueError(f"it has the label {labels[-1].max()}")
-        except Exception as error:  # whatever a damaged file makes NumPy and pickle do
-            fail(f"{path} is not the file of {dataset} that it should be: {error}")
-    images, labels = np.concatenate(images), np.concatenate(labels)
-    return (images[:50000], labels[:50000]), (images[50000:], labels[50000:]), class_names
+def read_pictures(folder, size):
+    """Read train/CLASS/* and test/CLASS/*, or CLASS/* and hold a fifth out as test pictures."""
+    has_parts = (folder / "train").is_dir() and (folder / "test").is_dir()
+    class_names = subfolders(folder / "train" if has_parts else folder)
+    if len(class_names) < 2:
+        fail(f"{folder} has no folder of pictures for each class; CIFAR's files: doc/your_own.md")
+    if all(re.search("train|test|val", name.lower()) for name in class_names):
+        fail(f"{folder} has {', '.join(class_names)}, which are no classes: train and test?")
+
+    def read(part):
+        if subfolders(part) != class_names:
+            fail(f"{part} has other classes than {', '.join(class_names)}")
+        images, labels = [], []
+        for label, name in enumerate(class_names):
+            paths = sorted((part / name).glob("[!.]*"))
+            if not paths:
+                fail(f"{part / name} has no pictures")
+            print(f"{part.name}/{name}: {len(paths)} pictures")
+            images += [read_picture(path, size) for path in paths]
+            labels += [label] * len(paths)
+        return np.stack(images), np.int32(labels)
+
+    if has_parts:
+        print(f"Of {', '.join(subfolders(folder))}, only train and test are read.")
+        return read(folder / "train"), read(folder / "test"), class_names
+    # The same fifth for every --seed: what --weights brings was not trained on it.
+    return *hold_out(*read(folder), 0.2, seed=0), class_names
 
 
-class ArraysOnly(pickle.Unpickler):
-    """Unpickles arrays of numbers; a file that asks for anything else, such as code, is refused."""
-
-    def find_class(self, module, name):
-        known = {"_reconstruct": lambda *_: np.empty(0), "ndarray": np.ndarray, "dtype": np.dtype}
-        if module.split(".")[0] != "numpy" or name not in known:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return known[name]
-
-
-def read_pictures(folder, size=32):
-    """Read train/CLASS/* and test/CLASS/*, or CLASS/* and test a fifth of it; see load_data."""
-    parts = [folder / "train", folder / "test"] if (folder / "train").is_dir() else [folder]
-    sets, names = [], sorted(path.name for path in parts[0].glob("[!.]*") if path.is_dir())
-    if len(names) < 2:
-        fail(f"--data_dir {folder} is no folder with CIFAR's files (tar xf unpacks) or two classes")
-    print(f"{len(names)} classes: {', '.join(names)}")  # train and test, if misnamed, would be two
-    for part in parts:
-        files = [path for path in sorted(part.glob("[!.]*/**/*")) if path.is_file()]
-        files = [path for path in files if "/." not in path.relative_to(part).as_posix()]
-        classes = [path.relative_to(part).parts[0] for path in files]
-        if odd := {*names} ^ {*classes}:
-            fail(f"{part}/{min(odd)} has no pictures, or {parts[0]} has no such folder")
-        images = np.stack([read_picture(path, size) for path in files])
-        sets.append((images, np.int32([names.index(name) for name in classes])))
-    return *(sets if sets[1:] else hold_out(*sets[0], 0.2, seed=0)), names
+def subfolders(folder):
+    """Return the names of the folders in a folder, which are the names of the classes."""
+    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+    if not "".join(names).isprintable():  # not UTF-8, perhaps
+        fail(f"rename what cannot be printed of {names!a}")
+    return names
 
 
 def read_picture(path, size):
     """Return the middle square of a picture as a person sees it, (size, size, 3) uint8."""
     try:
         image = ImageOps.exif_transpose(Image.open(path))  # cameras note how they were held
-        if image.mode[0] in "IF":  # more than 8 bits, which Pillow would cut off at 255
+        if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would cut off
             values = np.nan_to_num(np.float64(image))
-            top = 65535 if "16" in image.mode or values.max() > 255 else 255 ** (values.max() > 1)
-            image = Image.fromarray(np.uint8((values * 255 / top).clip(0, 255)))
+            white = 255 if values.max() > 1 else 1
+            if image.mode.startswith("I;16") or values.max() > 255:
+                white = 65535
+            image = Image.fromarray(np.uint8((values / white * 255).clip(0, 255)))
         image = image.convert("RGBA")
     except Exception as error:  # each of Pillow's formats has its own
         raise OSError(f"{path} cannot be read; save it as PNG or JPEG: {error}") from error
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    white = Image.new("RGBA", image.size, "white")  # behind what is transparent
+    image = Image.alpha_composite(white, image).convert("RGB")
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
-def hold_out(images, labels, part, seed):
-    """Return (images, labels) without a part of every class, chosen by the seed, and that part."""
-    rng, held = np.random.default_rng(seed), np.zeros(len(labels), bool)
+def hold_out(images, labels, fraction, seed):
+    """Return the images and labels without a fraction of every class, and that fraction."""
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        held[rng.choice(members, max(1, round(part * len(members))), replace=False)] = True
-    return (images[~held], labels[~held]), (images[held], labels[held])
+        count = max(1, round(fraction * len(members)))
+        held_out[rng.choice(members, count, replace=False)] = True
+    return (images[~held_out], labels[~held_out]), (images[held_out], labels[held_out])
+
+
+def mean_and_variance(images):
+    """Return those of each colour channel of uint8 images, without a copy in float."""
+    mean = images.mean(axis=(0, 1, 2))
+    mean_square = np.square(images, dtype=np.uint16).mean(axis=(0, 1, 2))  # at most 255 * 255
+    return mean, np.maximum(mean_square - mean**2, 1)  # a channel may be empty
 
 
 def synthetic_images(count, seed):
@@ -260,153 +432,140 @@ def synthetic_images(count, seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 10, count, np.int32)
     images = patterns.repeat(8, axis=1).repeat(8, axis=2)[labels].astype(np.float32)
-    images += rng.normal(0, 40, (count, 1, 1, 1)) + 40 * rng.standard_normal(images.shape)
+    images += rng.normal(0, 40, (count, 1, 1, 1))  # one brightness for each image
+    images += rng.normal(0, 40, images.shape)
     return images.clip(0, 255).astype(np.uint8), labels
 
 
-def train_batches(images, labels, batch_size, seed, first_epoch, epochs):
-    """Return the batches of all epochs from first_epoch on, each a function of seed and step."""
-    with tf.device("CPU"):  # where the pipeline runs
-        images = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]], constant_values=121)  # grey
-
-    def one_epoch(epoch):
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), [seed, epoch])
-        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
-
-        def one_step(step, chosen):
-            step_seed = tf.random.experimental.stateless_fold_in([seed, epoch], step)
-            return augment(tf.gather(images, chosen), step_seed), tf.gather(labels, chosen)
-
-        return batches.enumerate().map(one_step, num_parallel_calls=os.cpu_count())
-
-    return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(4)
+# --------------------------------------------------------------------------------------------- runs
 
 
-def augment(padded, seed):
-    """Cut (batch, height, width, 3) out of images 8 pixels larger, mirror half, by the seed."""
-    variant = tf.random.stateless_uniform([padded.shape[0], 1], seed, 0, 9 * 9 * 2, tf.int32)
-    top, left, mirrored = variant // 18, variant // 2 % 9, variant % 2
-    rows, columns = top + tf.range(padded.shape[1] - 8), left + tf.range(padded.shape[2] - 8)
-    columns = tf.where(mirrored == 1, columns[:, ::-1], columns)
-    return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+def start_run(args, model, facts, steps_per_epoch):
+    """Return the folder of the run, and how many epochs it has: 0 unless it is resumed."""
+    if args.resume:
+        run = Path(args.resume)
+        epochs_done = resume(run, model, facts, steps_per_epoch)
+    else:
+        run = new_folder(Path(args.log_dir, f"{model.name}_{args.dataset}"))
+        epochs_done = 0
+        save(model, run / "last.keras")  # --resume needs no --weights
+    args.resume = str(run)  # for the message of an interrupted run
+    (run / "new.json").write_text(json.dumps({**facts, "options": vars(args)}, indent=2) + "\n")
+    os.replace(run / "new.json", run / "args.json")
+    return run, epochs_done
 
 
-def multi_gpu_model(build, gpus):
-    """Return the compiled model that build() makes, on one GPU or mirrored on several."""
-    names, strategy = keras.distribution.list_devices(), tf.distribute.get_strategy()
-    if gpus > len(names):
-        fail(f"--gpus {gpus}: there are only {', '.join(names)} here")
-    if gpus > 1 and keras.backend.backend() == "jax":
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=names[:gpus]))
-    elif gpus > 1:
-        strategy = tf.distribute.MirroredStrategy(names[:gpus])
-    with strategy.scope():
-        model = build()
-        optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True)  # its rate: scheduler()
-        model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-        model.optimizer.build(model.trainable_variables)  # to load its state into
-    return model
-
-
-def save(model, run, steps_per_epoch, epoch, logs):
-    """Save RUN/last.keras at the end of an epoch; a kill leaves the one before or the new one."""
-    if not math.isfinite(logs["loss"] + logs["val_loss"]):
-        fail(f"no finite loss in epoch {epoch + 1}; {run} keeps those before: lower the rates")
-    # float16 skips steps whose gradients overflow; resume() reads the epoch off this count.
-    model.optimizer.iterations.assign((epoch + 1) * steps_per_epoch)
-    model.save(run / "new.keras")
-    os.replace(run / "new.keras", run / "last.keras")
-
-
-def begin_with(model, weights):
-    """Take the weights of another run of this network, but for layers of another shape."""
-    path = max(Path(weights).glob("[lm]*.keras"), default=weights)  # model.keras, else last.keras
-    network = keras.Model(model.inputs, model.outputs)  # the same layers, without the optimizer
-    try:
-        saved = json.loads(zipfile.ZipFile(path).read("config.json"))["config"]
-        if (saved["name"], len(saved["layers"])) != (model.name, len(model.layers)):
-            raise ValueError(f"its {saved['name']} has other layers than this {model.name}")
-        with warnings.catch_warnings(record=True, action="always") as caught:
-            network.load_weights(path, skip_mismatch=True)  # numbers only: no code in it is run
-    except Exception as error:  # zipfile, h5py and Keras each raise their own
-        fail(f"--weights {path} cannot be loaded: {error!s:.200}")
-    said = " ".join(str(warning.message) for warning in caught)
-    for name in sorted({*re.findall(r"<\w+ name=([^,]+), built", said)}):
-        print(f"The weights of {name} have another shape and begin anew.")
+def new_folder(parent):
+    """Make and return a folder in parent that is named after the time."""
+    while True:
+        folder = parent / time.strftime("%Y-%m-%d_%H-%M-%S")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another run was begun in the same second
+            time.sleep(1)
 
 
 def resume(run, model, facts, steps_per_epoch):
-    """Put what save() saved back into model; return how many epochs the run has."""
-    saved, log, epochs_done = json.loads((run / "args.json").read_text()), run / "log.csv", 0
+    """Load RUN/last.keras into the model, and return how many epochs the run has."""
+    saved = json.loads((run / "args.json").read_text())
     for key, value in facts.items():
-        if saved.get(key, value) != value:
-            fail(f"--resume {run} is of another {key}: {saved[key]!s:.99}, not {value!s:.99}")
-    if (run / "last.keras").exists():
-        try:
-            model.load_weights(run / "last.keras")  # numbers only: no code in the file is run
-        except Exception as error:  # zipfile, h5py and Keras each raise their own
-            fail(f"{run}/last.keras is damaged, start a new run: {error!r:.80}")
-        epochs_done = int(model.optimizer.iterations.numpy()) // steps_per_epoch
-        if not epochs_done:  # Keras leaves a state that does not fit, with a warning
-            fail(f"{run}/last.keras is of another optimizer: start a new run with --weights {run}")
-        for variable in model.non_trainable_variables:
-            if variable.path.endswith("seed_generator_state"):  # dropout's: Keras does not save it
-                variable.assign_add([0, epochs_done * steps_per_epoch])  # (seed, steps so far)
-    elif (run / "model.keras").exists():
-        fail(f"{run} has no last.keras to go on with: start a new run with --weights {run}")
-    if log.exists():  # a kill before the checkpoint leaves a row too many
-        rows = [row + b"\n" for row in log.read_bytes().split(b"\n")[:-1]][: 1 + epochs_done]
-        if rows and (rows[0][:6] != b"epoch," or len({row.count(b",") for row in rows}) > 1):
-            fail(f"{log} is damaged: delete it to go on without it")
-        os.truncate(log, len(b"".join(rows)))
+        if saved.get(key) != value:
+            fail(f"--resume {run} has another {key}: {saved.get(key)}, not {value}")
+    model.load_weights(run / "last.keras")  # numbers only, with the state of the optimizer
+    steps_done = int(model.optimizer.iterations.numpy())
+    for variable in model.non_trainable_variables:
+        if variable.path.endswith("seed_generator_state"):  # dropout's, which Keras does not save
+            variable.assign_add([0, steps_done])  # (seed, steps so far)
+    epochs_done = steps_done // steps_per_epoch
+    log = run / "log.csv"
+    if log.exists():  # a kill between log and checkpoint leaves a row too many
+        rows = log.read_bytes().split(b"\n")[:-1]
+        os.truncate(log, sum(len(row) + 1 for row in rows[: 1 + epochs_done]))
     return epochs_done
 
 
-def start_run(args, facts):
-    """Return the folder of the run, new unless it is resumed, with its options in args.json."""
-    now = time.strftime("%Y-%m-%d_%H-%M-%S")
-    run = Path(args.resume or Path(args.log_dir, f"{facts['network']}_{args.dataset}", now))
-    run.mkdir(parents=True, exist_ok=bool(args.resume))
-    (run / "new.json").write_text(json.dumps({**facts, "options": vars(args)}, indent=2) + "\n")
-    os.replace(run / "new.json", run / "args.json")
-    args.resume = str(run)  # for main()'s message
-    return run
+def load_pretrained(model, path):
+    """Take the weights of another run of this network; Keras names the layers that do not fit.
+
+    Only names and numbers are read: no code in the file is run.
+    """
+    try:
+        saved = json.loads(zipfile.ZipFile(path).read("config.json"))["config"]
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        fail(f"--weights {path} is no run's model.keras or last.keras: {error}")
+    if (saved["name"], len(saved["layers"])) != (model.name, len(model.layers)):
+        fail(f"--weights {path} is a {saved['name']} of other layers than this {model.name}")
+    without_optimizer = keras.Model(model.inputs, model.outputs)  # the same layers
+    without_optimizer.load_weights(path, skip_mismatch=True)
+
+
+def save(model, path):
+    """Save a model so that a kill leaves the file that was there, or the new one, whole."""
+    new = path.with_name("new.keras")
+    model.save(new)
+    os.replace(new, path)
 
 
 def draw(run, images, labels, probabilities, class_names):
-    """Draw RUN/curves.png from RUN/log.csv; confusion.png and mistakes.png of the test images."""
+    """Draw the pictures of a run, whatever the user's matplotlibrc says."""
+    chinese = re.compile("CJK|WenQuanYi|YaHei|SimHei|Hiragino|Heiti")
+    fonts = ["DejaVu Sans", *filter(chinese.search, get_font_names())]
+    style = matplotlib.style.context(["default", {"font.family": fonts}])
+    with style, warnings.catch_warnings(action="ignore"):
+        draw_curves(run)
+        draw_confusion(run, labels, probabilities, class_names)
+        draw_mistakes(run, images, labels, probabilities, class_names)
+
+
+def draw_curves(run):
+    """Draw RUN/curves.png from RUN/log.csv."""
     log = np.genfromtxt(run / "log.csv", delimiter=",", names=True, ndmin=1)
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "learning_rate")):
-        for column in (c for c in log.dtype.names if c.removeprefix("val_") == name):
-            axes.plot(log["epoch"] + 1, log[column], label=column)
+        for column in (name, f"val_{name}"):
+            if column in log.dtype.names:
+                axes.plot(log["epoch"] + 1, log[column], label=column)
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         axes.legend()
-    axes.set_yscale("log")  # of the learning rate, drawn last
+    axes.set_yscale("log")  # of the learning rate, which comes last
     figure.savefig(run / "curves.png", dpi=150)
 
-    predicted, n = probabilities.argmax(axis=-1), probabilities.shape[-1]
-    counts, names = tf.math.confusion_matrix(labels, predicted, n).numpy(), class_names or range(n)
+
+def draw_confusion(run, labels, probabilities, class_names):
+    """Draw RUN/confusion.png: how often each class was taken for which."""
+    n = len(class_names)
+    counts = np.zeros((n, n), int)
+    np.add.at(counts, (labels, probabilities.argmax(axis=-1)), 1)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted", ylabel="label", title="test images")
     figure.colorbar(axes.imshow(counts, cmap="Blues"))
     if n <= 20:
-        axes.set_xticks(range(n), names, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(n), names, parse_math=False)
-        for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if count > counts.max() / 2 else "black"
-            axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
+        axes.set_xticks(range(n), class_names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(n), class_names, parse_math=False)
+        for (row, column), number in np.ndenumerate(counts):
+            colour = "white" if number > counts.max() / 2 else "black"
+            axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
     figure.savefig(run / "confusion.png", dpi=150)
 
-    sure, wrong = probabilities.max(axis=-1), np.flatnonzero(predicted != labels)
+
+def draw_mistakes(run, images, labels, probabilities, class_names):
+    """Draw RUN/mistakes.png: the 25 wrong answers that the network was surest of."""
+    predicted = probabilities.argmax(axis=-1)
+    confidence = probabilities.max(axis=-1)
+    wrong = np.flatnonzero(predicted != labels)
+    surest = wrong[np.argsort(-confidence[wrong])][:25]
     figure = Figure(figsize=(12, 14), layout="constrained")
     figure.suptitle(f"{len(wrong)} mistakes in {len(labels)} test images, surest first")
-    for place, i in enumerate(wrong[np.argsort(-sure[wrong])][:25], start=1):
+    for place, i in enumerate(surest, start=1):
         axes = figure.add_subplot(5, 5, place, xticks=[], yticks=[])
-        title = f"{names[labels[i]]}, taken for\n{names[predicted[i]]} ({sure[i]:.1%})"
-        axes.set_title(title, fontsize=10, parse_math=False)
+        title = f"{class_names[labels[i]]}, taken for\n{class_names[predicted[i]]}"
+        axes.set_title(f"{title} ({confidence[i]:.1%})", fontsize=10, parse_math=False)
         axes.imshow(images[i])
     figure.savefig(run / "mistakes.png", dpi=100)
+
+
+# ------------------------------------------------------------------------------------ command line
 
 
 def fail(message):
@@ -414,149 +573,85 @@ def fail(message):
     sys.exit(f"error: {' '.join(message.split())}")
 
 
+def positive_int(text):
+    """The type of an option that counts something: a whole number from 1 on."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def absolute_path(text):
+    """The type of an option that names a file or folder."""
+    return os.path.abspath(os.path.expanduser(text))
+
+
 def parse_shared_args(parser, argv, batch_size, epochs):
     """Add the options of all scripts and parse; with --resume RUN, that run's are the defaults."""
-    parser.formatter_class, parser.allow_abbrev = argparse.ArgumentDefaultsHelpFormatter, False
-    parser.error = fail
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.error = fail  # in one line
+    add = parser.add_argument
     datasets = ("cifar10", "cifar100", "synthetic")
-    sizes, parts = (32, 48, 64, 96, 128, 160, 192, 224), (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
-    add, a_path = parser.add_argument, lambda text: os.path.abspath(os.path.expanduser(text))
-    add("-b", "--batch_size", type=int, default=batch_size, help="images per step")
-    add("-e", "--epochs", type=int, default=epochs, help="the schedule scales with it")
+    add("-b", "--batch_size", type=positive_int, default=batch_size, help="images per step")
+    add("-e", "--epochs", type=positive_int, default=epochs, help="the schedule scales with it")
     add("-d", "--dataset", choices=datasets, default="cifar10", help="what to train on")
-    add("--data_dir", type=a_path, help="folder with CIFAR's files, or with your own pictures")
-    add("--log_dir", type=a_path, default="runs", help="folder for the runs' folders")
-    add("--image_size", type=int, choices=sizes, default=32, help="of your own pictures")
-    add("--validation_split", type=float, choices=parts, default=0.0, help="to validate on")
-    add("--weights", type=os.path.expanduser, metavar="RUN", help="begin with those of this run")
-    add("--gpus", type=int, default=1, help="how many GPUs share each batch")
+    add("--data_dir", type=absolute_path, help="folder of your own pictures: CLASS/*.jpg")
+    add("--log_dir", type=absolute_path, default="runs", help="folder for the runs' folders")
+    add("--image_size", type=positive_int, default=32, help="of your own pictures")
+    add("--validation_split", type=float, default=0.0, help="fraction of the training images")
+    add("--weights", type=absolute_path, metavar="FILE", help="begin with a run's model.keras")
+    add("--gpus", type=positive_int, default=1, help="how many GPUs share each batch")
     add("--precision", choices=precisions, default="float32", help="bfloat16: GPUs from Ampere on")
     add("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
-    add("--resume", type=a_path, metavar="RUN", help="folder of a run to go on with")
-    argv, saved = sys.argv[1:] if argv is None else list(map(str, argv)), {}
+    add("--resume", type=absolute_path, metavar="RUN", help="folder of a run to go on with")
+    if argv is not None:
+        argv = [str(word) for word in argv]  # a notebook may give numbers
     args = parser.parse_args(argv)
     if args.resume:
-        run = args.resume.removesuffix(f"{os.sep}last.keras")
         try:
-            saved = json.loads(Path(run, "args.json").read_text())
-            saved, *_ = dict(saved["options"]), saved["network"], saved["class_names"]
-        except (OSError, ValueError, TypeError, LookupError, RecursionError):
-            fail(f"--resume {args.resume} is not the folder of a run")
-        given = [(k, v) for k, v in saved.items() if v is not parser.get_default(k)]
-        given = [f"--{k}" if v is True else f"--{k}={v}" for k, v in given]
-        args = parser.parse_args([*given, *argv, "--resume", run])
-    for key, value in vars(args).items():
-        least = 0 if key == "seed" else 1
-        if type(value) is int and not least <= value < 2**31:
-            fail(f"--{key} {value} is not a whole number from {least} to {2**31 - 1}")
-    for key in saved.keys() - {"epochs", "data_dir", "log_dir", "gpus", "resume"}:
-        if getattr(args, key, "no option") != saved[key]:
-            fail(f"--{key} cannot change on the way: {args.resume} has {saved[key]}")
-    if args.batch_size % args.gpus or args.gpus > 1 and args.precision == "mixed_float16":
-        fail(f"--gpus {args.gpus} has to divide --batch_size, and goes without mixed_float16")
-    if args.data_dir and args.dataset == "synthetic":
-        fail("--data_dir is for cifar10, cifar100 and your own pictures: synthetic reads no files")
+            saved = json.loads(Path(args.resume, "args.json").read_text())["options"]
+            Path(args.resume, "last.keras").stat()
+        except (OSError, ValueError, KeyError):
+            fail(f"--resume {args.resume} is no run's folder with args.json and last.keras")
+        parser.set_defaults(**saved)
+        args = parser.parse_args(argv)
+        for key in saved.keys() - {"epochs", "data_dir", "log_dir", "gpus", "resume"}:
+            if getattr(args, key) != saved[key]:
+                fail(f"--{key} cannot change on the way: {args.resume} has {saved[key]}")
+    if args.batch_size % args.gpus:
+        fail(f"--gpus {args.gpus} does not divide --batch_size {args.batch_size}")
+    if args.gpus > 1 and args.precision == "mixed_float16":
+        fail("mixed_float16 is for one GPU: Keras looks for overflows on one only")
+    if not 0 <= args.validation_split < 1:
+        fail(f"--validation_split {args.validation_split} is not a fraction, such as 0.1")
+    if args.image_size != 32 and not args.data_dir:
+        fail("--image_size is for your own pictures: those of CIFAR are 32x32")
     return args
 
 
 def main(argv=None):
     """Train as the options say, those of the command line or a list like ["--epochs", "3"]."""
     args = parse_args(argv)
+    policy = keras.config.dtype_policy()
+    epsilon = keras.config.epsilon()
+    keras.config.set_floatx("float32")  # whatever ~/.keras/keras.json says
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-37)  # with JAX, a probability below 1e-7 had no gradient
     keras.config.set_dtype_policy(args.precision)
-    keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.json says
     if keras.backend.backend() == "jax":
-        tf.config.set_visible_devices([], "GPU")  # it only feeds JAX
-    elif keras.backend.backend() != "tensorflow":
-        fail(f"KERAS_BACKEND={keras.backend.backend()}: only tensorflow and jax will do")
+        tf.config.set_visible_devices([], "GPU")  # TensorFlow only feeds JAX
     try:
         train(args)
-    except (KeyboardInterrupt, MemoryError, OSError, tf.errors.ResourceExhaustedError) as error:
-        message = str(error) or "interrupted"
-        if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
-            message = "out of memory: a new run with a smaller --batch_size needs less"
-        if args.resume:
-            start = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1] if argv is None else []
-            quoted = subprocess.list2cmdline if os.name == "nt" else shlex.join
-            message += f". To go on: {quoted([*start, '--resume', args.resume])}"
-        fail(message)
-
-
-def prepare_data(args):
-    """Return (images, labels) of training, validation and test, class_names, num_classes."""
-    train, test, names = load_data(args.dataset, args.data_dir, args.image_size)
-    num_classes, validation = len(names) or int(train[1].max()) + 1, test
-    if args.validation_split:
-        train, validation = hold_out(*train, args.validation_split, args.seed)
-    if train[0].dtype != np.uint8 or args.image_size not in (32, train[0].shape[1]):
-        fail("images are uint8, and --image_size is for pictures: those of CIFAR are 32x32")
-    if not {*test[1]} <= {*train[1]} == {*range(num_classes)} or num_classes < 2:
-        fail("labels count from 0, and every class is in the training images")
-    if len(train[0]) < args.batch_size:
-        fail(f"--batch_size {args.batch_size} is more than the {len(train[0])} training images")
-    if keras.backend.backend() == "jax" and math.gcd(len(validation[0]), len(test[0])) % args.gpus:
-        fail(f"--gpus {args.gpus}: with JAX, it has to divide the number of test images")
-    return train, validation, test, names, num_classes
-
-
-def train(args):
-    """Train a network as the options say and leave its run's folder behind."""
-    keras.utils.set_random_seed(args.seed)
-    (x_train, y_train), validation, test, class_names, num_classes = prepare_data(args)
-    steps_per_epoch, options = len(x_train) // args.batch_size, tf.data.Options()
-    options.autotune.enabled = False  # its thread holds up the end of every epoch
-    slices = tf.data.Dataset.from_tensor_slices
-    validation_batches = slices(validation).batch(args.batch_size).with_options(options)
-    test_batches = slices(test).batch(args.batch_size).with_options(options)
-    sample = x_train[:: 1 + x_train.size // 30_720_000].astype(np.float64)  # in 0.5 GB at most
-    mean, variance = sample.mean((0, 1, 2)), sample.var((0, 1, 2))
-    build = functools.partial(build_network, args, sample.shape[1:], num_classes, mean, variance)
-    with keras.StatelessScope(initialize_variables=False):  # takes no memory
-        parameters = sum(math.prod(variable.shape) for variable in build().trainable_variables)
-    if parameters > 2e9:
-        fail(f"a network of {parameters:,} parameters takes more memory than machines have")
-    model, epochs_done = multi_gpu_model(build, args.gpus), 0
-    facts = {"network": model.name, "class_names": class_names}
-    facts |= {"pixel_mean": mean.round(3).tolist(), "optimizer": type(model.optimizer).__name__}
-    if args.resume:
-        epochs_done = resume(Path(args.resume), model, facts, steps_per_epoch)
-        newest = max(Path(args.resume).glob("*.keras"), key=os.path.getmtime, default=Path())
-        if epochs_done + (newest.name == "model.keras") > args.epochs:  # finished: one more
-            fail(f"{args.resume} has its {epochs_done} epochs: to train on, give --epochs more")
-    if args.weights and not epochs_done:
-        begin_with(model, args.weights)
-    run = start_run(args, facts)
-    devices = ", ".join(keras.distribution.list_devices()[: args.gpus])
-    print(f"{model.name} on {devices}: {parameters:,} trainable parameters. Run: {run}")
-    if "gpu" not in devices.lower() and shutil.which("nvidia-smi"):
-        wheel = "jax[cuda12]" if keras.backend.backend() == "jax" else "tensorflow[and-cuda]"
-        print(f"No GPU in use: pip install '{wheel}' (Linux, WSL)", file=sys.stderr)
-    batches = train_batches(x_train, y_train, args.batch_size, args.seed, epochs_done, args.epochs)
-    save_this = functools.partial(save, model, run, steps_per_epoch)
-    model.fit(
-        batches.with_options(options),
-        validation_data=validation_batches,
-        epochs=args.epochs,
-        initial_epoch=epochs_done,
-        steps_per_epoch=steps_per_epoch,
-        shuffle=False,
-        verbose=1 if sys.stdout.isatty() else 2,
-        callbacks=[
-            keras.callbacks.LearningRateScheduler(lambda epoch: scheduler(epoch, args.epochs)),
-            keras.callbacks.TensorBoard(run, write_graph=False),
-            keras.callbacks.CSVLogger(run / "log.csv", append=True),
-            keras.callbacks.LambdaCallback(on_epoch_end=save_this),
-        ],
-    )
-    keras.config.set_dtype_policy("float32")  # TensorFlow Lite and ONNX take no other
-    trained = multi_gpu_model(build, gpus=1)
-    trained.set_weights(model.get_weights())
-    loss, accuracy, *_ = trained.evaluate(test_batches, verbose=0)
-    epochs_done = int(model.optimizer.iterations.numpy()) // steps_per_epoch
-    draw(run, *test, trained.predict(test_batches, verbose=0), class_names)
-    trained.save(run / "new.keras")
-    os.replace(run / "new.keras", run / "model.keras")  # last: it marks a finished run
-    print(f"Run: {run}\nTest accuracy {accuracy:.4f}, loss {loss:.4f} after epoch {epochs_done}.")
+    except (KeyboardInterrupt, OSError) as error:  # OSError: a picture, a folder, the disk
+        way_on = f". To go on: --resume {args.resume}" if args.resume else ""
+        fail(f"{str(error) or 'interrupted'}{way_on}")
+    except Exception as error:
+        if not re.search("resource_?exhausted|memoryerror", repr(error).lower()):
+            raise
+        fail("out of memory: a smaller --batch_size or --image_size needs less")
+    finally:
+        keras.config.set_dtype_policy(policy)  # for a notebook, which goes on
+        keras.config.set_epsilon(epsilon)
 
 
 if __name__ == "__main__":

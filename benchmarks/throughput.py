@@ -25,7 +25,7 @@ CONFIGURATIONS = [
     "1_Lecun_Network/LeNet_dp_da_wd_keras.py",
     "2_Network_in_Network/Network_in_Network_keras.py",
     "2_Network_in_Network/Network_in_Network_bn_keras.py",
-    "3_Vgg19_Network/Vgg19_keras.py --weights none",
+    "3_Vgg19_Network/Vgg19_keras.py --imagenet none",
     "4_Residual_Network/ResNet_keras.py --stack_n 3",
     "4_Residual_Network/ResNet_keras.py --stack_n 5",
     "4_Residual_Network/ResNet_keras.py --stack_n 18",

@@ -3,9 +3,9 @@
     python tests/copies.py          # list the differences, exit status 1 if there are any
     python tests/copies.py --fix    # write the text of the reference into the other scripts
 
-Below the banner, all scripts have the same functions and classes in the same order; what has one
-name, there or above it, has one text. The reference is 4_Residual_Network/ResNet_keras.py, or the
-first script that has the name.
+Below the banner, all scripts have the same functions in the same order. What has one name, there
+or above it, has one text. The reference is 4_Residual_Network/ResNet_keras.py, or the first script
+that has the name.
 """
 
 import argparse
@@ -17,33 +17,28 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "4_Residual_Network" / "ResNet_keras.py"
 OTHERS = {*ROOT.glob("[1-8]_*/*_keras.py"), *ROOT.glob("htd/ResNet.py")} - {REFERENCE}
 SCRIPTS = [REFERENCE, *sorted(OTHERS)]
-BANNER = "data (from here on, all scripts have the same text)"
-LESSONS = {"WEIGHTS", "scheduler", "parse_args", "build_network", "lenet"}
-# Of these names, the scripts named have a text of their own, or none.
-EXCEPTIONS = {
-    # LeNet's first scripts do not augment yet; Wide ResNet pads by reflection.
-    "train_batches": ("LeNet_keras.py", "LeNet_dp_keras.py", "Wide_ResNet_keras.py"),
-    "augment": ("LeNet_keras.py", "LeNet_dp_keras.py"),
-    "begin_with": ("Vgg19_keras.py",),  # or ImageNet's
+BANNER = "training (from here on, all scripts have the same text)"
+# Above the banner: what every script has of its own, and what these have of their own.
+LESSONS = {"KERNEL", "scheduler", "parse_args", "build_network", "lenet"}
+OWN_LESSONS = {
+    "augment": ("LeNet_keras.py", "LeNet_dp_keras.py", "Wide_ResNet_keras.py"),
     "conv": ("DenseNet_keras.py",),  # which has no strides
-    "imports": ("ResNet.py",),
-    "schedule": ("ResNet.py",),  # every epoch or every step
-    "start_run": ("ResNet.py",),  # in a folder that has the schedule's name
-    "train": ("ResNet.py",),
+    "imports": ("ResNet.py",),  # math, for the cosine and the tangent
 }
+# Below it: the learning rate of htd's script changes in every step, too, and that is its lesson.
+EXCEPTIONS = {"schedule": ("ResNet.py",)}
 
 
 def blocks(source):
     """Return {name: (first line, line after the last)} of a script's top-level parts."""
     found, imports = {}, []
     for node in ast.parse(source).body[1:]:  # the first is the docstring
-        decorators = getattr(node, "decorator_list", [])
-        span = (min(part.lineno for part in [node, *decorators]) - 1, node.end_lineno)
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        span = (node.lineno - 1, node.end_lineno)
+        if isinstance(node, ast.FunctionDef):
             found[node.name] = span
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             found[node.targets[0].id] = span
-        elif isinstance(node, ast.If):
+        elif isinstance(node, ast.If) and found:
             found["__main__"] = span
         elif found:  # --fix would take it, and all before it, for imports
             sys.exit(f"no name to compare this part of a script by: {ast.unparse(node):.60}")
@@ -55,7 +50,8 @@ def blocks(source):
 
 def is_lesson(name, script):
     """Whether this block of this script may differ from the reference."""
-    return name in LESSONS or script.name in EXCEPTIONS.get(name, ())
+    own = (OWN_LESSONS | EXCEPTIONS).get(name, ())
+    return name in LESSONS or script.name in own
 
 
 def below_banner(script):

@@ -109,7 +109,7 @@ def densenet_bc(w, x, layer_count):
         *[(name, "", lenet, {}) for name in LADDER],
         ("Network_in_Network_keras", "", network_in_network, {"bn": False}),
         ("Network_in_Network_bn_keras", "", network_in_network, {"bn": True}),
-        ("Vgg19_keras", "--weights none", vgg19, {}),
+        ("Vgg19_keras", "--imagenet none", vgg19, {}),
         ("ResNet_keras", "--stack_n 2", residual_network, {"blocks": 2, "wide": False}),
         ("ResNet", "--stack_n 2", residual_network, {"blocks": 2, "wide": False}),
         (
@@ -163,8 +163,7 @@ def imagenet_file(tmp_path_factory):
 
 def test_pretrained_convolutions_see_the_pixels_they_were_trained_on(imagenet_file):
     path, pretrained = imagenet_file
-    model = build("Vgg19_keras", f"--weights {path}")  # MEAN and VARIANCE are not used
-    vgg.begin_with(model, str(path))
+    model = build("Vgg19_keras", f"--imagenet {path}")  # MEAN and VARIANCE are not used
     convolutions = layers_of(model, layers.Conv2D)
     x = some_pixels()
     first = keras.Model(model.input, convolutions[0].output)(x)
@@ -187,7 +186,7 @@ def test_file_of_pretrained_weights_may_have_the_top_layers(imagenet_file, monke
 
     model = keras.models.clone_model(pretrained)
     monkeypatch.setattr(keras.applications, "VGG19", read_file)
-    vgg.load_pretrained(model, str(path))
+    vgg.load_imagenet(model, str(path))
     for ours, theirs in zip(model.layers[1:], convolutions[1:], strict=True):
         np.testing.assert_array_equal(ours.get_weights()[0], theirs.get_weights()[0])
 
@@ -201,9 +200,11 @@ def test_resumed_vgg_reads_its_own_weights_only(monkeypatch, pictures, train_her
 
     read = []
     monkeypatch.setattr(vgg, "vgg19", small)
-    monkeypatch.setattr(vgg, "load_pretrained", lambda model, weights: read.append(weights))
+    monkeypatch.setattr(vgg, "load_imagenet", lambda model, weights: read.append(weights))
     run = train_here(vgg, "--data_dir", pictures(80), "-b", 20, "-e", 1)
     train_here(vgg, "--resume", run, "-e", 2)
+    assert read == ["imagenet"]
+    vgg.main(["--data_dir", pictures(80), "-b", 20, "-e", 1, "--weights", run / "model.keras"])
     assert read == ["imagenet"]
 
 
@@ -215,8 +216,8 @@ def test_wrong_file_of_pretrained_weights_ends_in_one_line(exists, tmp_path):
         model.save(path)
     before = model.get_weights()
     with pytest.raises(SystemExit) as end:
-        vgg.load_pretrained(model, str(path))
-    assert end.value.code.startswith(f"error: --weights {path}") and "\n" not in end.value.code
+        vgg.load_imagenet(model, str(path))
+    assert end.value.code.startswith(f"error: --imagenet {path}") and "\n" not in end.value.code
     for a, b in zip(before, model.get_weights()):
         np.testing.assert_array_equal(a, b)
 
@@ -256,7 +257,7 @@ def test_recomputed_bottlenecks_train_like_kept_ones(precision, tmp_path):
             np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4)
 
     # What a run saves is Keras' own, the interrupted run's file included.
-    densenet.save(recomputed, tmp_path, 2, 1, {"loss": 1.0, "val_loss": 1.0})
+    densenet.save(recomputed, tmp_path / "last.keras")
     trained = build("DenseNet_keras", "--depth 10 --growth_rate 4 --recompute")
     trained.set_weights(recomputed.get_weights())
     trained.save(tmp_path / "model.keras")

@@ -15,7 +15,7 @@ faster = importlib.import_module("launch.cpu").faster
 
 # Small, but wide enough for the faster ways to be taken.
 OPTIONS = {
-    "Vgg19_keras": ["--weights", "none"],
+    "Vgg19_keras": ["--imagenet", "none"],
     "ResNet_keras": ["--stack_n", "1"],
     "ResNet": ["--stack_n", "1"],
     "Wide_ResNet_keras": ["--depth", "10", "--width", "4", "--dropout", "0.3"],

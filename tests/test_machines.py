@@ -36,7 +36,7 @@ def script(tmp_path):
     rate, die = "    return 0.01 if epoch / epochs", "os.kill(os.getpid(), 9)"
     several = "synchronized=tf.distribute.has_strategy()"
     for old, new in [
-        ("\nWEIGHTS =", "\nkeras.config.set_floatx('float64')\nWEIGHTS ="),
+        ("\nKERNEL =", "\nkeras.config.set_floatx('float64')\nKERNEL ="),
         ("synthetic_images(5000, seed=1)", "synthetic_images(256, seed=1)"),
         ("synthetic_images(1000, seed=2)", "synthetic_images(65, seed=2)"),
         (pooling, f"{pooling}    x = layers.BatchNormalization({several})(x)\n"),

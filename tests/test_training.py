@@ -45,7 +45,7 @@ SMALL = {
     "ResNet": (320, 3, 0.4, ["--batch_size", 16, "--stack_n", 1]),
     "Network_in_Network_keras": (1280, 4, 0.2, ["--batch_size", 64, "--seed", 1]),
     "Network_in_Network_bn_keras": (320, 1, 0.4, ["--batch_size", 8]),
-    "Vgg19_keras": (640, 2, 0.2, ["--batch_size", 16, "--weights", "none"]),
+    "Vgg19_keras": (640, 2, 0.2, ["--batch_size", 16, "--imagenet", "none"]),
     "Wide_ResNet_keras": (320, 3, 0.35, ["--batch_size", 16, "--depth", 10, "--width", 1]),
     "DenseNet_keras": (320, 3, 0.5, ["--batch_size", 16, "--depth", 10]),
     "DenseNet_keras --recompute": (320, 3, 0.5, ["--batch_size", 16, "--depth", 10, "--recompute"]),
@@ -246,7 +246,7 @@ def saving(folder):
 TINY = {
     "Network_in_Network_keras": [],
     "Network_in_Network_bn_keras": [],
-    "Vgg19_keras": ["--weights", "none"],
+    "Vgg19_keras": ["--imagenet", "none"],
     "Wide_ResNet_keras": ["--depth", 10, "--width", 1, "--dropout", 0.3],
     "DenseNet_keras": ["--depth", 10],
     "ResNeXt_keras": ["--cardinality", 2, "--base_width", 4],
