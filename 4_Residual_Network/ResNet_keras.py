@@ -24,7 +24,8 @@ import zipfile
 from pathlib import Path
 
 # Keras and TensorFlow read these when they are imported.
-if os.environ.setdefault("KERAS_BACKEND", "tensorflow") not in ("tensorflow", "jax"):
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+if os.environ["KERAS_BACKEND"] not in ("tensorflow", "jax"):
     sys.exit("error: KERAS_BACKEND has to be tensorflow or jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors are raised all the same
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on older processors
@@ -39,20 +40,20 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from PIL import Image, ImageOps  # Pillow comes with matplotlib
 
-# ------------------------------------------------------------------------------------------ network
+# ---------------- network
 
-# Of every layer with a kernel: He's initialisation and weight decay. Keras has no half before the
-# square, so the gradient is 2e-4 times the kernel: twice the papers', and better in TensorFlow's
-# own ResNet for CIFAR-10.
+# Of every convolution and fully connected layer: He's initialisation, made for ReLU, and weight
+# decay. L2 adds 1e-4 * w**2 to the loss, whose gradient is 2e-4 * w: twice the papers', and better
+# in TensorFlow's own ResNet for CIFAR-10.
 KERNEL = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(1e-4)}
 
 
 def conv(x, filters, kernel_size, strides=1):
-    """A convolution without bias, since batch normalisation follows and has one."""
+    """A convolution without bias, which batch normalisation would take away again."""
     padding = "same"
     if strides > 1 and kernel_size > 1:
-        # As in Torch, so that 3x3 and the shortcut's 1x1 look at the same pixels; "same" would
-        # pad below and right only.
+        # As in Torch, so that 3x3 and the shortcut's 1x1 are centred on the same pixels; "same"
+        # would pad below and right only.
         x = layers.ZeroPadding2D(kernel_size // 2)(x)
         padding = "valid"
     return layers.Conv2D(filters, kernel_size, strides, padding, use_bias=False, **KERNEL)(x)
@@ -74,17 +75,20 @@ def residual_block(x, filters, strides=1, first=False):
     a network activates its input before the shortcut leaves (2016, appendix).
     """
     activated = bn_relu(x)
+    shortcut = x
     if first:
-        x = activated
+        shortcut = activated
     elif strides != 1 or x.shape[-1] != filters:
-        x = conv(activated, filters, 1, strides)
+        shortcut = conv(activated, filters, 1, strides)
     y = conv(activated, filters, 3, strides)
     y = conv(bn_relu(y), filters, 3)
-    return layers.Add()([x, y])
+    return layers.Add()([shortcut, y])
 
 
 def residual_network(stack_n, shape=(32, 32, 3), num_classes=10, mean=0.0, variance=1.0):
     """ResNet with 6 * stack_n + 2 layers (2015, section 4.2; 2016, appendix).
+
+    Two in each of the 3 * stack_n blocks, the first and the last; shortcuts are not counted.
 
     Takes (batch, *shape) pixels from 0 to 255, whose mean and variance are given per channel, and
     returns (batch, num_classes) probabilities.
@@ -95,28 +99,31 @@ def residual_network(stack_n, shape=(32, 32, 3), num_classes=10, mean=0.0, varia
     for stage, filters in enumerate((16, 32, 64)):  # 32x32x16, 16x16x32, 8x8x64
         for block in range(stack_n):
             strides = 2 if stage > 0 and block == 0 else 1
-            x = residual_block(x, filters, strides, first=stage == 0 and block == 0)
+            first = stage == 0 and block == 0
+            x = residual_block(x, filters, strides, first)
     x = layers.GlobalAveragePooling2D()(bn_relu(x))
+    # The probabilities are float32 whatever --precision is.
     outputs = layers.Dense(num_classes, activation="softmax", dtype="float32", **KERNEL)(x)
     return keras.Model(inputs, outputs, name=f"ResNet-{6 * stack_n + 2}")
 
 
-# ------------------------------------------------------------------------------------------- recipe
+# ---------------- recipe
 
 
 def augment(images, seed):
-    """Shift images by up to 4 pixels, on a grey border, and flip half of them.
+    """Shift images by up to 4 pixels, on a grey border, and flip each with probability 1/2.
 
     Takes and returns (batch, height, width, 3) uint8. The seed differs from step to step, and all
     that is random depends on it, so that a resumed run sees what it would have seen.
     """
     batch, height, width, _ = images.shape
-    # By 4 on each side (He et al. 2015, section 4.2), so that an image has 9 x 9 places. 121 is the
-    # mean of CIFAR's pixels: the border is about 0 once it is normalised.
-    images = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]], constant_values=121)
+    shift = 4  # "Deep Residual Learning for Image Recognition", 2015, section 4.2
+    # The grey, 121, is the mean of CIFAR's pixels, so that the border is about 0 once normalised.
+    border = [[0, 0], [shift, shift], [shift, shift], [0, 0]]
+    images = tf.pad(images, border, constant_values=121)
     # Three draws for each image, independent of one another by their seeds.
-    top = tf.random.stateless_uniform([batch, 1], seed, 0, 9, tf.int32)
-    left = tf.random.stateless_uniform([batch, 1], seed + 1, 0, 9, tf.int32)
+    top = tf.random.stateless_uniform([batch, 1], seed, 0, 2 * shift + 1, tf.int32)
+    left = tf.random.stateless_uniform([batch, 1], seed + 1, 0, 2 * shift + 1, tf.int32)
     flip = tf.random.stateless_uniform([batch, 1], seed + 2) < 0.5
     rows = top + tf.range(height)  # (batch, height): those that each image keeps
     columns = left + tf.range(width)
@@ -129,8 +136,8 @@ def augment(images, seed):
 def scheduler(epoch, epochs=200):
     """Return the learning rate of an epoch, counted from 0.
 
-    The paper divides it by 10 after 32,000 and 48,000 steps (2015, section 4.2), in epochs 82 and
-    123 if an epoch has 390. Another number of epochs stretches or compresses that.
+    The paper divides it by 10 after 32,000 and 48,000 of 64,000 steps (2015, section 4.2): about
+    81, 122 and 164 epochs. The collection of 2018 went on to 200.
     """
     if epoch / epochs < 81 / 200:
         return 0.1
@@ -140,9 +147,9 @@ def scheduler(epoch, epochs=200):
 
 
 def compile_model(model):
-    """Give the network its optimizer and loss."""
+    """Give the network its optimizer, whose learning rate scheduler() sets, and its loss."""
     model.compile(
-        optimizer=keras.optimizers.SGD(momentum=0.9, nesterov=True),  # learning rate: scheduler()
+        optimizer=keras.optimizers.SGD(momentum=0.9, nesterov=True),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
@@ -160,7 +167,7 @@ def build_network(args, shape, num_classes, mean, variance):
     return residual_network(args.stack_n, shape, num_classes, mean, variance)
 
 
-# ------------------------------------------ training (from here on, all scripts have the same text)
+# ---------------- training (from here on, all scripts have the same text)
 
 
 def train(args):
@@ -206,7 +213,7 @@ def train(args):
         shuffle=False,  # train_batches() has shuffled
         verbose=1 if hasattr(sys.stdout, "isatty") and sys.stdout.isatty() else 2,
         callbacks=[
-            schedule(args),
+            learning_rate_callback(args),
             keras.callbacks.TensorBoard(run, write_graph=False),
             keras.callbacks.CSVLogger(run / "log.csv", append=True),
             keras.callbacks.LambdaCallback(on_epoch_end=save_checkpoint),
@@ -223,7 +230,7 @@ def train(args):
     draw(run, *test, probabilities, class_names)
 
 
-def schedule(args):
+def learning_rate_callback(args):
     """Return the callback that sets the learning rate of every epoch."""
     return keras.callbacks.LearningRateScheduler(lambda epoch: scheduler(epoch, args.epochs))
 
@@ -248,7 +255,8 @@ def train_batches(images, labels, batch_size, seed, first_epoch, epochs):
 
         return indices.enumerate().map(one_batch, num_parallel_calls=os.cpu_count())
 
-    return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(4)
+    last_epoch = max(epochs, first_epoch + 1)  # a finished run draws again; JAX looks at a batch
+    return tf.data.Dataset.range(first_epoch, last_epoch).flat_map(one_epoch).prefetch(4)
 
 
 def multi_gpu_model(build, gpus):
@@ -272,26 +280,28 @@ def multi_gpu_model(build, gpus):
     return model
 
 
-# --------------------------------------------------------------------------------------------- data
+# ---------------- data
 
 
 def prepare_data(args):
     """Return (images, labels) of training, validation and test, and the names of the classes."""
     training, test, class_names = load_data(args.dataset, args.data_dir, args.image_size)
-    validation = test  # chooses nothing here; whoever tries settings needs --validation_split
+    validation = test  # unless --validation_split: whoever compares settings needs that
     if args.validation_split:
         training, validation = hold_out(*training, args.validation_split, args.seed)
-    images, labels = training
-    if images.dtype != np.uint8:
-        fail("images have to be uint8, from 0 to 255")
+    for images, labels in (training, validation, test):
+        if images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+            fail("images are (n, height, width, 3) uint8 from 0 to 255, and labels are (n,)")
+        if labels.min() < 0 or labels.max() >= len(class_names):
+            fail(f"labels are from 0 to {len(class_names) - 1}, for {len(class_names)} class names")
     for label, name in enumerate(class_names):
-        if label not in labels:
+        if label not in training[1]:
             fail(f"the class {name} has too few images: none is left to train on")
-    if len(images) < args.batch_size:
-        fail(f"--batch_size {args.batch_size} is more than the {len(images)} training images")
-    for images, _ in (validation, test):
-        if keras.backend.backend() == "jax" and len(images) % args.gpus:
-            fail(f"with JAX, --gpus {args.gpus} has to divide {len(images)}, the test images")
+    if len(training[1]) < args.batch_size:
+        fail(f"--batch_size {args.batch_size} is more than the {len(training[1])} training images")
+    for _, labels in (validation, test):
+        if keras.backend.backend() == "jax" and len(labels) % args.gpus:
+            fail(f"--gpus {args.gpus} has to divide the {len(labels)} images to test on, with JAX")
     return training, validation, test, class_names
 
 
@@ -319,13 +329,13 @@ def load_data(dataset, data_dir=None, image_size=32):
     return (x_train, np.int32(y_train.ravel())), (x_test, np.int32(y_test.ravel())), class_names
 
 
-def read_pictures(folder, size):
+def read_pictures(folder, size=32):
     """Read train/CLASS/* and test/CLASS/*, or CLASS/* and hold a fifth out as test pictures."""
     has_parts = (folder / "train").is_dir() and (folder / "test").is_dir()
     class_names = subfolders(folder / "train" if has_parts else folder)
     if len(class_names) < 2:
         fail(f"{folder} has no folder of pictures for each class; CIFAR's files: doc/your_own.md")
-    if all(re.search("train|test|val", name.lower()) for name in class_names):
+    if all(re.search("(^|[_ -])(train|test|val)", name.lower()) for name in class_names):
         fail(f"{folder} has {', '.join(class_names)}, which are no classes: train and test?")
 
     def read(part):
@@ -342,18 +352,17 @@ def read_pictures(folder, size):
         return np.stack(images), np.int32(labels)
 
     if has_parts:
-        print(f"Of {', '.join(subfolders(folder))}, only train and test are read.")
+        for name in {*subfolders(folder)} - {"train", "test"}:
+            print(f"{folder / name} is not read: only train and test are.")
         return read(folder / "train"), read(folder / "test"), class_names
-    # The same fifth for every --seed: what --weights brings was not trained on it.
+    # The same fifth for every --seed: a network of --weights has not been trained on it.
     return *hold_out(*read(folder), 0.2, seed=0), class_names
 
 
 def subfolders(folder):
-    """Return the names of the folders in a folder, which are the names of the classes."""
-    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
-    if not "".join(names).isprintable():  # not UTF-8, perhaps
-        fail(f"rename what cannot be printed of {names!a}")
-    return names
+    """Return the names of the folders in a folder, which are those of the classes."""
+    folders = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+    return [path.name for path in folders if not any(path.glob("*/*/args.json"))]  # of runs
 
 
 def read_picture(path, size):
@@ -362,16 +371,16 @@ def read_picture(path, size):
         image = ImageOps.exif_transpose(Image.open(path))  # cameras note how they were held
         if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would cut off
             values = np.nan_to_num(np.float64(image))
-            white = 255 if values.max() > 1 else 1
+            white = 255 if values.max() > 1 else 1  # as far as one picture tells
             if image.mode.startswith("I;16") or values.max() > 255:
                 white = 65535
             image = Image.fromarray(np.uint8((values / white * 255).clip(0, 255)))
         image = image.convert("RGBA")
     except Exception as error:  # each of Pillow's formats has its own
         raise OSError(f"{path} cannot be read; save it as PNG or JPEG: {error}") from error
-    white = Image.new("RGBA", image.size, "white")  # behind what is transparent
-    image = Image.alpha_composite(white, image).convert("RGB")
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    background = Image.new("RGBA", image.size, "white")  # of what is transparent
+    image = Image.alpha_composite(background, image).convert("RGB")
+    return np.asarray(ImageOps.fit(image, (size, size)))  # bicubic
 
 
 def hold_out(images, labels, fraction, seed):
@@ -389,7 +398,7 @@ def mean_and_variance(images):
     """Return those of each colour channel of uint8 images, without a copy in float."""
     mean = images.mean(axis=(0, 1, 2))
     mean_square = np.square(images, dtype=np.uint16).mean(axis=(0, 1, 2))  # at most 255 * 255
-    return mean, np.maximum(mean_square - mean**2, 1)  # a channel may be empty
+    return mean, np.maximum(mean_square - mean**2, 1)  # a channel may be constant
 
 
 def synthetic_images(count, seed):
@@ -403,7 +412,7 @@ def synthetic_images(count, seed):
     return images.clip(0, 255).astype(np.uint8), labels
 
 
-# --------------------------------------------------------------------------------------------- runs
+# ---------------- runs
 
 
 def start_run(args, model, facts, steps_per_epoch):
@@ -412,21 +421,24 @@ def start_run(args, model, facts, steps_per_epoch):
         run = Path(args.resume)
         epochs_done = resume(run, model, facts, steps_per_epoch)
     else:
-        run = new_folder(Path(args.log_dir, f"{model.name}_{args.dataset}"))
+        data = Path(args.data_dir or args.dataset).name
+        run = new_folder(Path(args.log_dir, f"{model.name}_{data}"))
         epochs_done = 0
         save(model, run / "last.keras")  # --resume needs no --weights
-    args.resume = str(run)  # for the message of an interrupted run
-    (run / "new.json").write_text(json.dumps({**facts, "options": vars(args)}, indent=2) + "\n")
-    os.replace(run / "new.json", run / "args.json")
+    new = run / "new.json"
+    new.write_text(json.dumps({**facts, "options": vars(args)}, indent=2) + "\n")
+    os.replace(new, run / "args.json")
+    args.resume = str(run)  # from here on, a message can say how to go on
     return run, epochs_done
 
 
 def new_folder(parent):
     """Make and return a folder in parent that is named after the time."""
+    parent.mkdir(parents=True, exist_ok=True)
     while True:
         folder = parent / time.strftime("%Y-%m-%d_%H-%M-%S")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
         except FileExistsError:  # another run was begun in the same second
             time.sleep(1)
@@ -442,7 +454,7 @@ def resume(run, model, facts, steps_per_epoch):
     steps_done = int(model.optimizer.iterations.numpy())
     for variable in model.non_trainable_variables:
         if variable.path.endswith("seed_generator_state"):  # dropout's, which Keras does not save
-            variable.assign_add([0, steps_done])  # (seed, steps so far)
+            variable.assign([variable.numpy()[0], steps_done])  # (seed, steps so far)
     epochs_done = steps_done // steps_per_epoch
     log = run / "log.csv"
     if log.exists():  # a kill between log and checkpoint leaves a row too many
@@ -454,7 +466,7 @@ def resume(run, model, facts, steps_per_epoch):
 def load_pretrained(model, path):
     """Take the weights of another run of this network; Keras names the layers that do not fit.
 
-    Only names and numbers are read: no code in the file is run.
+    Of the file, only names and numbers are read: it cannot run code.
     """
     try:
         saved = json.loads(zipfile.ZipFile(path).read("config.json"))["config"]
@@ -493,16 +505,16 @@ def draw_curves(run):
             if column in log.dtype.names:
                 axes.plot(log["epoch"] + 1, log[column], label=column)
         axes.set(xlabel="epoch", title=name.replace("_", " "))
+        if name == "learning_rate":
+            axes.set_yscale("log")
         axes.legend()
-    axes.set_yscale("log")  # of the learning rate, which comes last
     figure.savefig(run / "curves.png", dpi=150)
 
 
 def draw_confusion(run, labels, probabilities, class_names):
     """Draw RUN/confusion.png: how often each class was taken for which."""
     n = len(class_names)
-    counts = np.zeros((n, n), int)
-    np.add.at(counts, (labels, probabilities.argmax(axis=-1)), 1)
+    counts = tf.math.confusion_matrix(labels, probabilities.argmax(axis=-1), n).numpy()
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted", ylabel="label", title="test images")
     figure.colorbar(axes.imshow(counts, cmap="Blues"))
@@ -531,7 +543,7 @@ def draw_mistakes(run, images, labels, probabilities, class_names):
     figure.savefig(run / "mistakes.png", dpi=100)
 
 
-# ------------------------------------------------------------------------------------ command line
+# ---------------- command line
 
 
 def fail(message):
@@ -598,26 +610,29 @@ def parse_shared_args(parser, argv, batch_size, epochs):
 def main(argv=None):
     """Train as the options say, those of the command line or a list like ["--epochs", "3"]."""
     args = parse_args(argv)
+    sys.stdout = sys.stdout or sys.stderr  # which may be closed
+    if keras.backend.backend() == "jax":
+        tf.config.set_visible_devices([], "GPU")  # TensorFlow only feeds JAX
     policy = keras.config.dtype_policy()
     epsilon = keras.config.epsilon()
     keras.config.set_floatx("float32")  # whatever ~/.keras/keras.json says
     keras.config.set_image_data_format("channels_last")
-    keras.config.set_epsilon(1e-37)  # with JAX, a probability below 1e-7 had no gradient
     keras.config.set_dtype_policy(args.precision)
-    if keras.backend.backend() == "jax":
-        tf.config.set_visible_devices([], "GPU")  # TensorFlow only feeds JAX
+    # With JAX, Keras cuts probabilities off at epsilon, below which they would have no gradient.
+    keras.config.set_epsilon(1e-37)
     try:
         train(args)
-    except (KeyboardInterrupt, OSError) as error:  # OSError: a picture, a folder, the disk
+    except (KeyboardInterrupt, OSError, UnicodeError) as error:  # a folder, its name, the disk
         way_on = f". To go on: --resume {args.resume}" if args.resume else ""
         fail(f"{str(error) or 'interrupted'}{way_on}")
     except Exception as error:
         if not re.search("resource_?exhausted|memoryerror", repr(error).lower()):
             raise
-        fail("out of memory: a smaller --batch_size or --image_size needs less")
-    finally:
-        keras.config.set_dtype_policy(policy)  # for a notebook, which goes on
+        fail("out of memory: a new run with a smaller --batch_size or --image_size needs less")
+    finally:  # for a notebook, which goes on
+        keras.config.set_dtype_policy(policy)
         keras.config.set_epsilon(epsilon)
+        keras.distribution.set_distribution(None)
 
 
 if __name__ == "__main__":

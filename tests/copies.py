@@ -26,7 +26,7 @@ OWN_LESSONS = {
     "imports": ("ResNet.py",),  # math, for the cosine and the tangent
 }
 # Below it: the learning rate of htd's script changes in every step, too, and that is its lesson.
-EXCEPTIONS = {"schedule": ("ResNet.py",)}
+EXCEPTIONS = {"learning_rate_callback": ("ResNet.py",)}
 
 
 def blocks(source):

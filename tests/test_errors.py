@@ -2,9 +2,7 @@
 
 import json
 import os
-import re
 import shutil
-import sys
 import zipfile
 
 import keras
@@ -30,53 +28,46 @@ def error_of(monkeypatch, tmp_path):
     return error_of
 
 
-WHOLE = "is not a whole number from 1 to 2147483647"
+COUNT = "invalid positive_int value: "
 
 
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("ResNet_keras", ["--stack_n", 0], f"--stack_n 0 {WHOLE}"),
-        ("ResNet_keras", ["--stack_n", "two"], "--stack_n: invalid int value: two"),
-        ("Wide_ResNet_keras", ["--depth", 29], "--depth: 29 is not 6n+4: take 28 or 34"),
-        ("Wide_ResNet_keras", ["--depth", 4], "--depth: 4 is not 6n+4: take 10 or 16"),
-        ("Wide_ResNet_keras", ["--depth", "x"], "--depth: invalid depth value: x"),
-        ("Wide_ResNet_keras", ["--width", 0], f"--width 0 {WHOLE}"),
+        ("ResNet_keras", ["--stack_n", 0], f"--stack_n: {COUNT}0"),
+        ("ResNet_keras", ["--stack_n", "two"], f"--stack_n: {COUNT}two"),
+        ("Wide_ResNet_keras", ["--depth", 29], "--depth: 29 is no 6n+4: take 28 or 34"),
+        ("Wide_ResNet_keras", ["--depth", 4], "--depth: 4 is no 6n+4: take 10 or 16"),
+        ("Wide_ResNet_keras", ["--depth", "x"], "--depth: invalid six_n_plus_4 value: x"),
+        ("Wide_ResNet_keras", ["--width", 0], f"--width: {COUNT}0"),
         ("Wide_ResNet_keras", ["--dropout", 1], "--dropout: invalid fraction value: 1"),
         ("Wide_ResNet_keras", ["--dropout", "nan"], "--dropout: invalid fraction value: nan"),
-        ("DenseNet_keras", ["--depth", 99], "--depth: 99 is not 6n+4: take 94 or 100"),
-        ("DenseNet_keras", ["--depth", -2], "--depth: -2 is not 6n+4: take 10 or 16"),
-        ("DenseNet_keras", ["--growth_rate", -1], f"--growth_rate -1 {WHOLE}"),
-        ("ResNeXt_keras", ["--cardinality", 0], f"--cardinality 0 {WHOLE}"),
-        ("ResNeXt_keras", ["--base_width", 1.5], "--base_width: invalid int value: 1.5"),
+        ("DenseNet_keras", ["--depth", 99], "--depth: 99 is no 6n+4: take 94 or 100"),
+        ("DenseNet_keras", ["--depth", -2], "--depth: -2 is no 6n+4: take 10 or 16"),
+        ("DenseNet_keras", ["--growth_rate", -1], f"--growth_rate: {COUNT}-1"),
+        ("ResNeXt_keras", ["--cardinality", 0], f"--cardinality: {COUNT}0"),
+        ("ResNeXt_keras", ["--base_width", 1.5], f"--base_width: {COUNT}1.5"),
         ("SENet_keras", ["--ratio", 20], "--ratio: invalid choice: 20 (choose from 1, 2, 4, 8"),
-        ("SENet_keras", ["--cardinality", "x"], "--cardinality: invalid int value: x"),
-        ("ResNet", ["--count", 0], f"--count 0 {WHOLE}"),
+        ("SENet_keras", ["--cardinality", "x"], f"--cardinality: {COUNT}x"),
+        ("ResNet", ["--count", 0], f"--count: {COUNT}0"),
         ("ResNet", ["--lower", 3], "--upper 3.0 must be more than --lower 3.0"),
         ("ResNet", ["--upper", "nan"], "--upper nan must be more than --lower -6.0"),
-        ("ResNet", ["--lower=-inf"], "--upper 3.0 must be more than --lower -inf"),
         ("ResNet", ["--scheduler", "linear"], "(choose from step, cos, tanh)"),
-        ("LeNet_keras", ["--batch_size", 0], f"--batch_size 0 {WHOLE}"),
-        ("LeNet_keras", ["--epochs", 0], f"--epochs 0 {WHOLE}"),
-        ("LeNet_keras", ["--epochs", 2**31], f"--epochs 2147483648 {WHOLE}"),
+        ("LeNet_keras", ["--batch_size", 0], f"--batch_size: {COUNT}0"),
+        ("LeNet_keras", ["--epochs", 0], f"--epochs: {COUNT}0"),
         ("LeNet_keras", ["--dataset", "mnist"], "(choose from cifar10, cifar100, synthetic)"),
         ("LeNet_keras", ["--precision", "int8"], "(choose from float32, mixed_bfloat16"),
-        ("LeNet_keras", ["--epoch", 3], "unrecognized arguments: --epoch 3"),
-        ("LeNet_keras", ["--seed", -1], "--seed -1 is not a whole number from 0 to 2147483647"),
-        ("LeNet_keras", ["--gpus", 0], f"--gpus 0 {WHOLE}"),
-        ("LeNet_keras", ["--gpus", 3], "--gpus 3 has to divide --batch_size"),
-        (
-            "LeNet_keras",
-            ["--gpus", 2, "--precision", "mixed_float16"],
-            "goes without mixed_float16",
-        ),
-        ("LeNet_keras", ["--data_dir", "nowhere"], "nowhere is no folder with CIFARs files"),
-        ("LeNet_keras", ["--epochs", 10**20], f"--epochs {10**20} {WHOLE}"),
-        ("LeNet_keras", ["--validation_split", 1], "invalid choice: 1.0 (choose from 0.0, 0.05, 0"),
-        ("LeNet_keras", ["--validation_split", "nan"], "invalid choice: nan (choose from 0.0, 0."),
-        ("LeNet_keras", ["--image_size", 31], "invalid choice: 31 (choose from 32, 48, 64, 96, 1"),
-        ("LeNet_keras", ["--data_dir", ".", "-d", "synthetic"], "--data_dir is for cifar10"),
-        ("LeNet_keras", ["--resume", "nowhere"], "nowhere is not the folder of a run"),
+        ("LeNet_keras", ["--epoch_count", 3], "unrecognized arguments: --epoch_count 3"),
+        ("LeNet_keras", ["--gpus", 0], f"--gpus: {COUNT}0"),
+        ("LeNet_keras", ["--gpus", 3], "--gpus 3 does not divide --batch_size 128"),
+        ("LeNet_keras", ["--gpus", 2, "--precision", "mixed_float16"], "mixed_float16 is for one"),
+        ("LeNet_keras", ["--data_dir", "nowhere"], "nowhere has no folder of pictures for each"),
+        ("LeNet_keras", ["--validation_split", 1], "--validation_split 1.0 is not a fraction"),
+        ("LeNet_keras", ["--validation_split", 10], "--validation_split 10.0 is not a fraction"),
+        ("LeNet_keras", ["--validation_split", "nan"], "--validation_split nan is not a fraction"),
+        ("LeNet_keras", ["--image_size", 64], "--image_size is for your own pictures: those of"),
+        ("LeNet_keras", ["--image_size", 64, "-d", "synthetic"], "--image_size is for your own"),
+        ("LeNet_keras", ["--resume", "nowhere"], "nowhere is no runs folder with args.json"),
     ],
 )
 def test_option_that_cannot_be(error_of, tmp_path, name, options, message):
@@ -102,9 +93,9 @@ def test_option_that_does_not_fit_this_machine(error_of, tmp_path, options, mess
 @pytest.mark.parametrize(
     "script, options, way_on",
     [
-        (SCRIPTS["LeNet_keras"], [], ["--data_dir", "--dataset synthetic"]),
+        (SCRIPTS["LeNet_keras"], [], ["--dataset synthetic", "doc/your_own.md"]),
         pytest.param(
-            *(SCRIPTS["Vgg19_keras"], ["--dataset", "synthetic"], ["--weights FILE"]),
+            *(SCRIPTS["Vgg19_keras"], ["--dataset", "synthetic"], ["--imagenet FILE"]),
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -125,14 +116,13 @@ def test_no_network_names_the_ways_on(script, options, way_on, tmp_path):
 
 @pytest.mark.slow
 def test_weights_that_do_not_fit(error_of, tmp_path, monkeypatch):
-    script, options = load("Vgg19_keras"), ["--dataset", "synthetic", "--weights", "vgg.h5"]
+    script, options = load("Vgg19_keras"), ["--dataset", "synthetic", "--imagenet", "vgg.h5"]
     monkeypatch.setattr(script, "vgg19", lambda *args: keras.Sequential(name="VGG19"))
     assert "vgg.h5: there is no such file" in error_of(script, *options)
     keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(3)]).save(tmp_path / "other.h5")
     for content in (b"not a file of weights", (tmp_path / "other.h5").read_bytes()):
         (tmp_path / "vgg.h5").write_bytes(content)
-        message = error_of(script, *options)
-        assert "vgg.h5 are not the ImageNet weights of Keras' VGG19" in message
+        assert "vgg.h5 is not the file of Keras' VGG19" in error_of(script, *options)
         assert (tmp_path / "vgg.h5").read_bytes() == content
     assert not list(tmp_path.glob("runs"))
 
@@ -175,39 +165,35 @@ def refused(error_of, copied):
     return refused
 
 
-def test_resume_of_a_truncated_checkpoint(refused, copied):
-    whole = (copied / "last.keras").read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", whole[:-100]):
-        (copied / "last.keras").write_bytes(damaged)
-        assert f"{copied}/last.keras is damaged, start a new run" in refused()
-
-
 @pytest.mark.parametrize("name", ["LeNet_keras", "LeNet_dp_da_keras", "ResNet_keras"])
 def test_resume_of_a_run_of_another_script(refused, name):
     """Even if it is of the same architecture."""
-    assert "is of another network: LeNet_dp, not " in refused(name=name)
+    assert "has another network: LeNet_dp, not " in refused(name=name)
 
 
 def test_resume_with_other_classes(refused, pictures, tmp_path):
     others = shutil.copytree(pictures(80), tmp_path / "others")
     for part in ("train", "test"):
         (others / part / "class_9").rename(others / part / "class_99")
-    assert "is of another class_names: [" in refused("--data_dir", others)
+    assert "has another class_names: [" in refused("--data_dir", others)
 
 
-def test_resume_with_other_pictures(refused, pictures, tmp_path):
+@pytest.mark.parametrize("change", ["add", "remove", "replace"])
+def test_resume_with_other_pictures(refused, pictures, tmp_path, change):
     """An epoch would have another number of steps, and test pictures may have been trained on."""
     others = shutil.copytree(pictures(80), tmp_path / "others")
-    added = next((others / "train" / "class_1").glob("*.png"))
-    shutil.copy(added, added.with_name("more.png"))
-    assert "is of another pixel_mean: [" in refused("--data_dir", others, "-e", 3)
+    first, second, *_ = (others / "train" / "class_1").glob("*.png")
+    if change == "remove":
+        first.unlink()
+    else:
+        shutil.copy(first, second if change == "replace" else first.with_name("more.png"))
+    assert "has another pixel_mean: [" in refused("--data_dir", others, "-e", 3)
 
 
 def test_resume_of_a_run_that_has_only_its_network(refused, copied):
     """As in trained/: its log would have been emptied."""
     (copied / "last.keras").rename(copied / "model.keras")
-    message = f"{copied} has no last.keras to go on with: start a new run with --weights {copied}"
-    assert refused("-e", 3) == message
+    assert refused("-e", 3) == f"--resume {copied} is no run's folder with args.json and last.keras"
 
 
 @pytest.mark.parametrize(
@@ -225,58 +211,15 @@ def test_options_that_cannot_change_on_the_way(refused, option, value, saved):
 def test_size_of_the_network_cannot_change_on_the_way(error_of, tmp_path):
     facts = {"network": "ResNet-8", "class_names": [], "options": {"stack_n": 1}}
     (tmp_path / "args.json").write_text(json.dumps(facts))
+    (tmp_path / "last.keras").touch()
     message = error_of("ResNet_keras", "--resume", tmp_path, "--stack_n", 2)
     assert f"--stack_n cannot change on the way: {tmp_path} has 1" in message
 
 
-NOTHING = [
-    *("", "{", "[]", "{}", "null", "3", '"options"', '[{"options": {}}]'),
-    *(f'{{"options": {value}}}' for value in ("null", "[]", "[1]", "3", '"seed"', '{"a": {')),
-    '{"options": {}}',
-    "[" * 100_000,
-    '{"options": ' * 100_000,
-    '{"network": "LeNet_dp", "options": {}}',
-    '{"network": null, "class_names": null, "options": {"seed": 0}}',
-    b"\xff\xfe\x00",
-]
-
-
-@pytest.mark.parametrize("text", NOTHING)
-def test_args_that_are_no_ones(refused, copied, pictures, text):
-    (copied / "args.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert str(copied) in refused("--data_dir", pictures(80), *OPTIONS)
-
-
-@pytest.mark.parametrize(
-    "option, value",
-    [
-        ("epochs", "many"),
-        ("epochs", None),
-        ("epochs", 1.5),
-        ("epochs", True),
-        ("batch_size", -1),
-        ("batch_size", [40]),
-        ("batch_size", {"a": {"b": 40}}),
-        ("seed", False),
-        ("gpus", 0),
-        ("dataset", "mnist"),
-        ("dataset", ["cifar10"]),
-        ("precision", None),
-        ("precision", "float64"),
-        ("data_dir", {}),
-        ("data_dir", "/nowhere"),
-        ("colour", "red"),
-        ("colour", True),
-        ("colour", None),
-        ("epoch", 1),
-        ("stack_n", 1),
-    ],
-)
-def test_option_in_args_that_cannot_be(refused, copied, option, value):
-    saved = json.loads((copied / "args.json").read_text())
-    saved["options"][option] = value
-    (copied / "args.json").write_text(json.dumps(saved))
-    assert option in refused()
+@pytest.mark.parametrize("text", ["", "{", "{}"])
+def test_folder_of_something_else(refused, copied, text):
+    (copied / "args.json").write_text(text)
+    assert f"{copied} is no run's folder with args.json and last.keras" in refused()
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r\r\n"])  # the last is CSVLogger's on Windows
@@ -286,133 +229,62 @@ def test_resume_keeps_the_rows_of_finished_epochs(copied, newline):
     assert len(rows) == 2
     (copied / "log.csv").write_text(newline.join([header, *rows, "2,0.5", ""]), newline="")
     model = script.multi_gpu_model(script.lenet, 1)
-    assert script.resume(copied, model, {}, 2) == 2
     kept = newline.join([header, *rows, ""])
-    assert (copied / "log.csv").read_bytes().decode() == kept
+    for _ in range(2):
+        assert script.resume(copied, model, {}, 2) == 2
+        assert (copied / "log.csv").read_bytes().decode() == kept
+    (copied / "log.csv").write_text(kept + "2,0.", newline="")  # a disk was full
     assert script.resume(copied, model, {}, 2) == 2
     assert (copied / "log.csv").read_bytes().decode() == kept
-    (copied / "last.keras").unlink()
-    assert script.resume(copied, model, {}, 2) == 0
-    assert (
-        copied / "log.csv"
-    ).read_bytes().decode() == header + newline  # below which CSVLogger goes on
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "epoch,loss\n0\n1,0.5\n",
-        "epoch,loss\n0,0.5\n1\n",
-        "step,loss\n0,0.5\n1,0.4\n",
-        "0,0.5\n1,0.4\n",
-        "\xff\xfe\n",
-    ],
-)
-def test_resume_with_a_damaged_log(refused, copied, text):
-    """Before it trains, not when the curves are drawn."""
-    (copied / "log.csv").write_text(text, encoding="latin-1")
-    assert f"{copied}/log.csv is damaged: delete it to go on without it" in refused("-e", 3)
-
-
-@pytest.mark.parametrize("text", ["", "epoch", "epoch,loss\n0", "\xff\xfe"])
-def test_resume_drops_half_rows(copied, text):
-    """So that CSVLogger begins a row of its own."""
-    (copied / "log.csv").write_text(text, encoding="latin-1")
-    script = load("LeNet_dp_keras")
-    assert script.resume(copied, script.multi_gpu_model(script.lenet, 1), {}, 2) == 2
-    assert (copied / "log.csv").read_text() == text[: text.rfind("\n") + 1]
+    assert script.resume(copied, model, {}, 4) == 1
+    assert (copied / "log.csv").read_bytes().decode() == newline.join([header, rows[0], ""])
 
 
 def test_resume_with_another_optimizer(refused, copied, monkeypatch):
     """RMSprop's state looks like SGD's; Keras puts the one into the other without a word."""
     monkeypatch.setattr(keras.optimizers, "SGD", lambda **_: keras.optimizers.RMSprop())
-    assert f"{copied} is of another optimizer: SGD, not RMSprop" in refused("-e", 3)
+    assert f"{copied} has another optimizer: ['SGD', 12], not ['RMSprop', 12]" in refused("-e", 3)
 
 
-def test_resume_with_a_state_that_does_not_fit(refused, monkeypatch):
+def test_resume_with_a_state_that_does_not_fit(refused, copied, monkeypatch):
     plain = keras.optimizers.SGD
     monkeypatch.setattr(keras.optimizers, "SGD", lambda **_: plain())  # without momentum
-    assert "last.keras is of another optimizer: start a new run" in refused("-e", 3)
-
-
-def test_resume_takes_the_checkpoint_for_its_run(refused, copied):
-    whole = (copied / "last.keras").read_bytes()
-    (copied / "last.keras").write_bytes(whole[:-100])
-    message = refused("--resume", copied / "last.keras")
-    assert message.startswith(f"{copied}/last.keras is damaged")
-
-
-@pytest.mark.parametrize(
-    "name, options",
-    [
-        ("Wide_ResNet_keras", ["--width", 1_000_000]),
-        ("Wide_ResNet_keras", ["--width", 300]),
-        ("ResNeXt_keras", ["--base_width", 100_000]),
-        ("SENet_keras", ["--base_width", 100_000]),
-        ("DenseNet_keras", ["--growth_rate", 10_000]),
-    ],
-)
-def test_network_that_fits_nowhere_is_not_built(error_of, name, options):
-    message = error_of(name, "--dataset", "synthetic", *options)
-    assert re.match(r"a network of [\d,]{13,} parameters takes more memory than machines", message)
+    assert f"{copied} has another optimizer: ['SGD', 12], not ['SGD', 2]" in refused("-e", 3)
 
 
 def test_weights_of_another_network(error_of, finished, tmp_path):
     options = ["--dataset", "synthetic", "--weights"]
-    for weights in (finished, finished / "model.keras"):
-        message = error_of("LeNet_keras", *options, weights)
-        assert message.endswith(": its LeNet_dp has other layers than this LeNet")
+    message = error_of("LeNet_keras", *options, finished / "model.keras")
+    assert message.endswith(" is a LeNet_dp of other layers than this LeNet")
     (tmp_path / "run").mkdir()
     (tmp_path / "file.keras").write_text("no network")
-    for weights in ("nowhere", "run", "file.keras"):
+    with zipfile.ZipFile(tmp_path / "zip.keras", "w") as file:
+        file.writestr("x", "y")
+    for weights in ("nowhere", "run", "file.keras", "zip.keras"):
         message = error_of("LeNet_dp_keras", *options, weights)
-        assert message.startswith(f"--weights {weights}") and " cannot be loaded: " in message
+        assert f"/{weights} is no run's model.keras or last.keras: " in message
     assert not (tmp_path / "runs").exists()
 
 
-def test_command_that_goes_on_can_be_pasted_on_windows(monkeypatch):
-    script = load("LeNet_keras")
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-
-        def train(args):
-            args.resume = r"C:\my runs\LeNet"
-            patch.setattr(os, "name", "nt")
-            raise KeyboardInterrupt
-
-        patch.setattr(script, "train", train)
-        patch.setattr(sys, "argv", ["LeNet_keras.py"])
-        patch.setattr(sys, "orig_argv", [r"C:\Python 3\python.exe", "LeNet_keras.py"])
-        script.main()
-    command = r'"C:\Python 3\python.exe" LeNet_keras.py --resume "C:\my runs\LeNet"'
-    assert stop.value.code == f"error: interrupted. To go on: {command}"
-
-
-def test_weights_of_a_run_are_those_of_its_last_epoch_until_it_is_finished(finished, copied):
-    script = load("LeNet_dp_keras")
-    for folder, file in (copied, "last.keras"), (finished, "model.keras"):
-        (folder / "new.keras").write_text("half written")
-        model = script.lenet()
-        script.begin_with(model, str(folder))
-        expected = keras.models.load_model(folder / file).get_weights()
-        for a, b in zip(model.get_weights(), expected, strict=True):
-            np.testing.assert_array_equal(a, b)
-        (folder / "new.keras").unlink()
-
-
-def test_weights_cannot_run_code(finished, tmp_path):
-    """Of the configuration in the file, only the name and the number of layers are read."""
-    with zipfile.ZipFile(finished / "model.keras") as whole:
+def spoil_configuration(source, target):
+    """Copy a saved network, whose layers, if Keras made them of the file, would run code."""
+    with zipfile.ZipFile(source) as whole:
         parts = {name: whole.read(name) for name in whole.namelist()}
     evil = json.loads(parts["config.json"])
     for layer in evil["config"]["layers"]:
         layer |= {"module": "os", "class_name": "system", "registered_name": None}
     parts["config.json"] = json.dumps(evil).encode()
-    with zipfile.ZipFile(tmp_path / "evil.keras", "w") as file:
+    with zipfile.ZipFile(target, "w") as file:
         for name, content in parts.items():
             file.writestr(name, content)
+
+
+def test_weights_cannot_run_code(finished, tmp_path):
+    """Of the configuration in the file, only the name and the number of layers are read."""
+    spoil_configuration(finished / "model.keras", tmp_path / "evil.keras")
     script = load("LeNet_dp_keras")
     model = script.lenet()
-    script.begin_with(model, str(tmp_path / "evil.keras"))
+    script.load_pretrained(model, tmp_path / "evil.keras")
     expected = keras.models.load_model(finished / "model.keras")
     for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -420,15 +292,19 @@ def test_weights_cannot_run_code(finished, tmp_path):
 
 def test_checkpoint_cannot_run_code(finished, copied):
     """The configuration inside last.keras is not even read: only its numbers are."""
-    with zipfile.ZipFile(finished / "last.keras") as old:
-        parts = {name: old.read(name) for name in old.namelist()}
-    parts["config.json"] = b'{"class_name": "Lambda", "config": {"function": "evil"}}'
-    with zipfile.ZipFile(copied / "last.keras", "w") as new:
-        for name, content in parts.items():
-            new.writestr(name, content)
+    spoil_configuration(finished / "last.keras", copied / "last.keras")
     script = load("LeNet_dp_keras")
     model, expected = (script.multi_gpu_model(script.lenet, 1) for _ in range(2))
     assert script.resume(copied, model, {}, 2) == 2
     assert script.resume(finished, expected, {}, 2) == 2
     for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["torch", "pytorch", "numpy"])
+def test_backend_that_cannot_be_is_one_line(backend, tmp_path):
+    """Before Keras is imported, which knows no pytorch and would look for torch."""
+    env = os.environ | {"KERAS_BACKEND": backend}
+    done = run("LeNet_keras", "--help", cwd=tmp_path, env=env)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: KERAS_BACKEND has to be tensorflow or jax\n"
