@@ -359,7 +359,10 @@ def read_pictures(folder, size=32):
 def subfolders(folder):
     """Return the names of the folders in a folder, which are those of the classes."""
     folders = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
-    return [path.name for path in folders if not any(path.glob("*/*/args.json"))]  # of runs
+    names = [path.name for path in folders if not any(path.glob("*/*/args.json"))]  # of runs
+    if "\\udc" in ascii(names):
+        fail(f"a name in {folder} is not UTF-8: {ascii(names)}")
+    return names
 
 
 def read_picture(path, size):

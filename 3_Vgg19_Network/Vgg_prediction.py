@@ -112,9 +112,13 @@ def trained_network(path):
     if path.endswith((".h5", ".hdf5")):
         raise UsageError(f"--model {path} is no .keras file: did you mean --weights {path}?")
     if os.path.isdir(path):
-        finished = Path(path, "model.keras")
-        path = finished if finished.exists() else Path(path, "last.keras")
-    if not Path(path).is_file():
+        log = Path(path, "log.csv")
+        if log.exists() and log.stat().st_size == 0:
+            raise UsageError(f"--model {path} has no epoch yet")
+        # A run that is trained on has a last.keras that is newer than its model.keras.
+        saved = [*Path(path).glob("model.keras"), *Path(path).glob("last.keras")]
+        path = max(saved, key=os.path.getmtime, default=path)
+    if not os.path.isfile(path):
         raise UsageError(f"--model {path}: there is no such file")
     try:
         model = keras.models.load_model(path, compile=False)
@@ -158,16 +162,16 @@ def read_picture(path, size):
         image = ImageOps.exif_transpose(Image.open(path))  # cameras note how they were held
         if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would cut off
             values = np.nan_to_num(np.float64(image))
-            white = 255 if values.max() > 1 else 1
+            white = 255 if values.max() > 1 else 1  # as far as one picture tells
             if image.mode.startswith("I;16") or values.max() > 255:
                 white = 65535
             image = Image.fromarray(np.uint8((values / white * 255).clip(0, 255)))
         image = image.convert("RGBA")
     except Exception as error:  # each of Pillow's formats has its own
         raise OSError(f"{path} cannot be read; save it as PNG or JPEG: {error}") from error
-    white = Image.new("RGBA", image.size, "white")  # behind what is transparent
-    image = Image.alpha_composite(white, image).convert("RGB")
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    background = Image.new("RGBA", image.size, "white")  # of what is transparent
+    image = Image.alpha_composite(background, image).convert("RGB")
+    return np.asarray(ImageOps.fit(image, (size, size)))  # bicubic
 
 
 def imagenet_names():

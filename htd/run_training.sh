@@ -2,21 +2,26 @@
 # Train ResNet with every schedule, several times, and sum the runs up.
 #
 #   ./run_training.sh                                    # ResNet-50, 2 data sets, 3 x 5 runs each
-#   ./run_training.sh --datasets cifar10 --runs 3 --stack_n 1 --epochs 30 --data_dir DIR
+#   ./run_training.sh --datasets cifar10 --runs 3 --stack_n 1 --epochs 30
+#   ./run_training.sh --data_dir my_pictures --runs 3 --stack_n 3
 #
-# --schedulers, --datasets ("a b c" in one argument), --runs, --stack_n and --log_dir are read here;
-# all other options go to ResNet.py as they are. Started again with the same options after a stop,
-# it goes on where it was: finished runs are left alone, a run that was cut short is resumed.
+# --schedulers, --datasets ("a b c" in one argument), --data_dir, --runs, --seed, --stack_n and
+# --log_dir are read here; all other options go to ResNet.py as they are. Started again with the same
+# options after a stop, it goes on where it was: finished runs are left alone, a run that was cut
+# short is resumed.
 
 set -euo pipefail
 
-schedulers="step cos tanh" datasets="cifar10 cifar100" runs=5 stack_n=8 log_dir=runs/htd options=()
+schedulers="step cos tanh" datasets="cifar10 cifar100" runs=5 seed=0 stack_n=8 log_dir=runs/htd
+data_dir="" options=()
 while (($#)); do
     case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         --schedulers) schedulers=${2:?"$1 needs a value"} && shift 2 ;;
         --datasets) datasets=${2:?"$1 needs a value"} && shift 2 ;;
+        --data_dir) data_dir=${2:?"$1 needs a value"} && shift 2 ;;
         --runs) runs=${2:?"$1 needs a value"} && shift 2 ;;
+        --seed) seed=${2:?"$1 needs a value"} && shift 2 ;;
         -n | --stack_n) stack_n=${2:?"$1 needs a value"} && shift 2 ;;
         --log_dir) log_dir=${2:?"$1 needs a value"} && shift 2 ;;
         -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit ;;
@@ -35,21 +40,31 @@ for number in "$runs" "$stack_n"; do
 done
 
 log_dir=${log_dir/#\~\//$HOME/} # a shell leaves it alone in --log_dir=~/runs
-options+=(--stack_n "$stack_n" --log_dir "$log_dir")
+if [[ -n $data_dir ]]; then
+    datasets=$(basename "$data_dir")
+    options+=(--data_dir "$data_dir")
+fi
 
 here=$(dirname "$0")
 # The count is the outer loop, so that at any moment all schedules have about equally many runs.
 for ((count = 1; count <= runs; count++)); do
     for dataset in $datasets; do
         for scheduler in $schedulers; do
-            run=$log_dir/ResNet-$((6 * stack_n + 2))_$dataset/${scheduler}_$count
-            if [[ -e $run/model.keras ]]; then
+            this=(--log_dir "$log_dir/${scheduler}_$count" --stack_n "$stack_n")
+            this+=(--scheduler "$scheduler" --count "$count")
+            [[ -z $data_dir ]] && this+=(--dataset "$dataset")
+            # The newest of the runs that ResNet.py has begun in this folder: names are times.
+            run=""
+            for found in "$log_dir/${scheduler}_$count/ResNet-$((6 * stack_n + 2))_$dataset"/*/; do
+                [[ -e ${found}args.json ]] && run=$found
+            done
+            if [[ -n $run && -e ${run}model.keras ]]; then
                 echo "$run is finished and stays as it is, whatever the options are now"
-                continue
+            elif [[ -n $run ]]; then
+                python "$here/ResNet.py" "${this[@]}" --resume "$run" "${options[@]}"
+            else
+                python "$here/ResNet.py" "${this[@]}" --seed "$seed" "${options[@]}"
             fi
-            this=(--scheduler "$scheduler" --dataset "$dataset" --count "$count")
-            [[ -e $run/args.json ]] && this+=(--resume "$run")
-            python "$here/ResNet.py" "${this[@]}" "${options[@]}"
         done
     done
 done

@@ -27,28 +27,29 @@ class MixedSettings(Exception):
     """Two runs cannot be compared; the message says which and why, in one line."""
 
 
-def read_runs(folder):
+def read_runs(runs):
     """Return {scheduler: [val_accuracy in %, one array per finished run]} and the unfinished.
 
-    folder holds the runs of one network on one data set. The unfinished are lines that name the
-    run and how far it is. Raises MixedSettings when two runs differ in more than FREE.
+    runs are the folders of runs of one network on one data set. The unfinished are lines that name
+    the run and how far it is. Raises MixedSettings when two runs differ in more than FREE.
     """
     finished, unfinished, first = {}, [], None
-    for path in sorted(folder.glob("*/args.json")):
-        run = path.parent
+    for run in runs:
         try:
-            facts = json.loads(path.read_text())
+            facts = json.loads((run / "args.json").read_text())
             args = dict(facts["options"])
-            args |= {key: facts.get(key) for key in ("class_names", "pixel_mean")}  # the images
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
-            raise MixedSettings(f"{path} is damaged: move {run} elsewhere") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise MixedSettings(f"{run}/args.json is damaged: move {run} elsewhere") from error
+        args["class_names"] = facts.get("class_names")
+        if not args.get("validation_split"):  # which the seed chooses from the images
+            args["pixel_mean"] = facts.get("pixel_mean")
         if "epochs" not in args or args.get("scheduler") not in SCHEDULERS:
             raise MixedSettings(f"{run} is no run of ResNet.py: move it elsewhere")
         first = first or (run, args)
         for key in sorted((args.keys() | first[1].keys()) - FREE):
             if (args.get(key) or None) != (first[1].get(key) or None):  # False may be left out
                 values = f"{first[1].get(key)} in {first[0]} and {args.get(key)} in {run}"
-                raise MixedSettings(f"--{key} is {values}: compare runs of one setting only")
+                raise MixedSettings(f"{key} is {values}: compare runs of one setting only")
         log = run / "log.csv"
         rows = 0
         if log.exists() and log.stat().st_size:
@@ -107,14 +108,17 @@ def main():
     parser.add_argument("log_dir", nargs="?", type=Path, default=Path("runs"))
     parser.add_argument("--picture", type=Path, help="file for a picture, .png or .svg")
     args = parser.parse_args()
-    folders = sorted({path.parents[1] for path in args.log_dir.glob("*/*/args.json")})
-    if not folders:
+    experiments = {}
+    for path in sorted(args.log_dir.glob("**/args.json")):
+        run = path.parent
+        experiments.setdefault(run.parent.name, []).append(run)  # as in ResNet-8_cifar10/2026-...
+    if not experiments:
         parser.error(f"{args.log_dir} holds no runs: give the --log_dir of ResNet.py")
     results = {}
     try:
-        for folder in folders:
-            results[folder.name], unfinished = read_runs(folder)
-            print("\n".join([folder.name, "", *table(results[folder.name]), ""]))
+        for name, runs in experiments.items():
+            results[name], unfinished = read_runs(runs)
+            print("\n".join([name, "", *table(results[name]), ""]))
             if unfinished:
                 print("\n".join(["Not finished, and not in the table:", *unfinished, ""]))
         if args.picture:

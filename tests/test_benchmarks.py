@@ -29,7 +29,7 @@ def test_multiply_adds():
     by_hand = 28**2 * 6 * 75 + 10**2 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
     assert steps.multiply_adds(lenet) == by_hand
     inputs = keras.layers.Input((32, 32, 256))
-    grouped = load("ResNeXt_keras").conv_bn(inputs, 256, 3, groups=4)
+    grouped = load("ResNeXt_keras").grouped_conv(inputs, 256, 1, groups=4)
     # 256 channels, each made of the 64 of its group
     assert steps.multiply_adds(keras.Model(inputs, grouped)) == 32**2 * 256 * 9 * 64
 

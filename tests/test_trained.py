@@ -46,7 +46,7 @@ def test_a_trained_network_is_that_of_its_script(run):
     keras.utils.set_random_seed(0)
     fresh = module.build_network(args, (32, 32, 3), 10, [0.0] * 3, [1.0] * 3)
     before = [weights.copy() for weights in fresh.get_weights()]
-    module.begin_with(fresh, run)
+    module.load_pretrained(fresh, run / "model.keras")
     trained = keras.models.load_model(run / "model.keras")
     for old, new, expected in zip(before, fresh.get_weights(), trained.get_weights()):
         np.testing.assert_array_equal(new, expected)
