@@ -165,12 +165,12 @@ class Worker:
             if self.index and hasattr(options, "log_dir"):
                 options.log_dir = self.folder
             run = getattr(options, "resume", None)
-            if self.index and isinstance(run, (str, os.PathLike)):
-                run = os.fspath(run).removesuffix(f"{os.sep}last.keras")
+            if self.index and isinstance(run, (str, os.PathLike)) and os.path.isdir(run):
                 copy = os.path.join(self.folder, "resumed")
-                if run != copy and os.path.isdir(run):
-                    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("*.tfevents.*"))
-                    options.resume = type(options.resume)(copy)
+                if os.fspath(run) != copy:  # a script may parse its options twice
+                    events = shutil.ignore_patterns("*.tfevents.*")
+                    shutil.copytree(run, copy, ignore=events, dirs_exist_ok=True)
+                options.resume = type(run)(copy)
             return options
 
         return parse

@@ -16,7 +16,7 @@ def blocks(page, kind):
     return re.findall(rf"```{kind}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-ARRAYS, SCHEDULE, OPTIMIZER, AUGMENTATION, STAGES, CALLBACK = blocks(PAGES[0], "diff")
+ARRAYS, SCHEDULE, OPTIMIZER, SHIFT, CUTOUT, STAGES, CALLBACK = blocks(PAGES[0], "diff")
 
 
 @pytest.fixture
@@ -66,13 +66,23 @@ def test_another_optimizer(change, pictures, tmp_path):
     assert isinstance(optimizer, keras.optimizers.AdamW) and optimizer.iterations == 8
 
 
-def test_another_augmentation(change):
-    script = change("ResNet_keras", AUGMENTATION)
+def test_smaller_shifts(change):
+    script = change("ResNet_keras", SHIFT)
+    images = np.zeros((2000, 9, 9, 3), np.uint8)
+    images[:, 4, 4] = 200
+    shifted = script.augment(tf.constant(images), tf.constant([3, 4], tf.int64)).numpy()
+    assert {*map(tuple, np.argwhere(shifted[..., 0] == 200)[:, 1:])} == {
+        (row, column) for row in range(2, 7) for column in range(2, 7)
+    }
+
+
+def test_cutout(change):
+    script = change("ResNet_keras", CUTOUT)
     seed = tf.constant([3, 4], tf.int64)
-    cut = script.augment(tf.zeros([64, 40, 40, 3], tf.uint8), seed).numpy()
+    cut = script.augment(tf.zeros([64, 32, 32, 3], tf.uint8), seed).numpy()
     assert cut.shape == (64, 32, 32, 3) and set(np.unique(cut)) == {0, 121}
-    areas = (cut == 121)[..., 0].sum((1, 2))
-    assert 7 * 7 <= areas.min() < areas.max() == 16 * 16  # less at the border
+    areas = (cut[:, 4:-4, 4:-4] == 121)[..., 0].sum((1, 2))  # without the border of shifted images
+    assert 4 * 4 <= areas.min() < areas.max() == 16 * 16  # less at the border
     images, labels = np.full((64, 32, 32, 3), 9, np.uint8), np.zeros(64, np.int32)
     first, again = (next(iter(script.train_batches(images, labels, 64, 0, 0, 1))) for _ in "12")
     assert 49 * 64 <= (first[0].numpy() == 121).all(axis=-1).sum() < 32 * 32 * 64
