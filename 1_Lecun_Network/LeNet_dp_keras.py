@@ -405,7 +405,7 @@ def resume(run, model, facts, steps_per_epoch):
 
 
 def load_pretrained(model, path):
-    """Take the weights of another run of this network; Keras names the layers that do not fit.
+    """Take the weights of another run of this network; layers of another shape begin anew.
 
     Of the file, only names and numbers are read: it cannot run code.
     """
@@ -415,8 +415,13 @@ def load_pretrained(model, path):
         fail(f"--weights {path} is no run's model.keras or last.keras: {error}")
     if (saved["name"], len(saved["layers"])) != (model.name, len(model.layers)):
         fail(f"--weights {path} is a {saved['name']} of other layers than this {model.name}")
+    before = [layer.get_weights() for layer in model.layers]
     without_optimizer = keras.Model(model.inputs, model.outputs)  # the same layers
-    without_optimizer.load_weights(path, skip_mismatch=True)
+    with warnings.catch_warnings(action="ignore"):  # Keras' are long, and not all of them true
+        without_optimizer.load_weights(path, skip_mismatch=True)
+    for layer, old in zip(model.layers, before):
+        if old and all(map(np.array_equal, old, layer.get_weights())):
+            print(f"The weights of {layer.name} have another shape and begin anew.")
 
 
 def save(model, path):
@@ -428,8 +433,9 @@ def save(model, path):
 
 def draw(run, images, labels, probabilities, class_names):
     """Draw the pictures of a run, whatever the user's matplotlibrc says."""
-    chinese = re.compile("CJK|WenQuanYi|YaHei|SimHei|Hiragino|Heiti")
-    fonts = ["DejaVu Sans", *filter(chinese.search, get_font_names())]
+    chinese = ["Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"]
+    chinese += ["Microsoft YaHei", "SimHei", "Hiragino Sans GB", "Heiti TC"]
+    fonts = ["DejaVu Sans", *(name for name in chinese if name in get_font_names())]
     style = matplotlib.style.context(["default", {"font.family": fonts}])
     with style, warnings.catch_warnings(action="ignore"):
         draw_curves(run)

@@ -17,7 +17,6 @@ import glob
 import json
 import logging
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -191,8 +190,9 @@ def draw(path, titles, images, rankings):
     In Matplotlib's defaults, whatever the user's matplotlibrc says, and with Chinese letters if a
     font that has them is installed. Raises UsageError when the picture cannot be saved.
     """
-    chinese = re.compile("CJK|WenQuanYi|YaHei|SimHei|Hiragino|Heiti")
-    fonts = ["DejaVu Sans", *filter(chinese.search, get_font_names())]
+    chinese = ["Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"]
+    chinese += ["Microsoft YaHei", "SimHei", "Hiragino Sans GB", "Heiti TC"]
+    fonts = ["DejaVu Sans", *(name for name in chinese if name in get_font_names())]
     with matplotlib.style.context(["default", {"font.family": fonts}]):
         figure = Figure(figsize=(8, 1 + 2 * len(images)), layout="constrained")
         grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 2))

@@ -40,15 +40,16 @@ for number in "$runs" "$stack_n"; do
 done
 
 log_dir=${log_dir/#\~\//$HOME/} # a shell leaves it alone in --log_dir=~/runs
-if [[ -n $data_dir ]]; then
-    datasets=$(basename "$data_dir")
+read -ra names <<<"$datasets"
+if [[ -n $data_dir ]]; then # whose name the folders of its runs have
+    names=("$(basename "$(cd "$data_dir" && pwd)")")
     options+=(--data_dir "$data_dir")
 fi
 
 here=$(dirname "$0")
 # The count is the outer loop, so that at any moment all schedules have about equally many runs.
 for ((count = 1; count <= runs; count++)); do
-    for dataset in $datasets; do
+    for dataset in "${names[@]}"; do
         for scheduler in $schedulers; do
             this=(--log_dir "$log_dir/${scheduler}_$count" --stack_n "$stack_n")
             this+=(--scheduler "$scheduler" --count "$count")

@@ -237,6 +237,17 @@ def test_runs_among_the_class_folders_are_no_class(tmp_path, monkeypatch):
     assert len([*tmp_path.glob(f"runs/ResNet-8_{tmp_path.name}/*/model.keras")]) == 2
 
 
+def test_jax_needs_equal_shares_of_all_batches_to_test_on(monkeypatch):
+    """13 pictures in batches of 8 are 8 and 5, which two devices cannot share."""
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    sets = script.synthetic_images(100, 1), script.synthetic_images(13, 2)
+    monkeypatch.setattr(script, "load_data", lambda *_: (*sets, [str(i) for i in range(10)]))
+    args = script.parse_args(["--gpus", "2", "-b", "8"])
+    with pytest.raises(SystemExit, match="^error: --gpus 2 has to divide the 13 images to test on"):
+        script.prepare_data(args)
+    assert script.prepare_data(script.parse_args(["-b", "8"]))
+
+
 def test_names_of_classes_may_sound_like_parts(tmp_path):
     for names in (("valid", "invalid"), ("trained", "untrained"), ("train", "bus", "tram")):
         folder = tmp_path / names[0]

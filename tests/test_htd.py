@@ -65,6 +65,14 @@ def test_rate_changes_every_epoch_or_every_step(per_step):
     np.testing.assert_allclose(history.history["learning_rate"], [used[3], used[7]])
 
 
+def test_learning_rate_of_every_step_needs_tensorflow(monkeypatch):
+    """JAX takes it over at the end of an epoch only."""
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    assert not resnet.parse_args([]).per_step
+    with pytest.raises(SystemExit, match="^error: --per_step needs KERAS_BACKEND=tensorflow"):
+        resnet.parse_args(["--per_step"])
+
+
 def make_run(folder, scheduler, count, accuracies, epochs=3, **options):
     run = folder / f"{scheduler}_{count}" / "ResNet-8_cifar10" / "2026-01-31_12-00-00"
     run.mkdir(parents=True)
@@ -214,7 +222,8 @@ def test_experiment_with_real_training(tmp_path, pictures):
     for name in ("run_training.sh", "summary.py"):
         shutil.copy(ROOT / "htd" / name, tmp_path)
     options = ["--datasets", "cifar10", "--stack_n", 1, "--epochs", 2, "--runs", 2, "-b", 40]
-    options += ["--schedulers", "tanh", "--data_dir", pictures(80), "--seed", 7]
+    shutil.copytree(pictures(80), tmp_path / "my pictures")
+    options += ["--schedulers", "tanh", "--data_dir", "my pictures/", "--seed", 7]
     done = train_all(tmp_path, *options)
     assert done.returncode == 0, done.stderr
     runs = {path.parents[1].name: path for path in tmp_path.glob("runs/htd/*/ResNet-8_*/*")}
