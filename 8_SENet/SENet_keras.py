@@ -384,7 +384,8 @@ def read_pictures(folder, size=32):
             print(f"{folder / name} is not read: only train and test are.")
         return read(folder / "train"), read(folder / "test"), class_names
     # The same fifth for every --seed: a network of --weights has not been trained on it.
-    return *hold_out(*read(folder), 0.2, seed=0), class_names
+    training, test = hold_out(*read(folder), 0.2, seed=0)
+    return training, test, class_names
 
 
 def subfolders(folder):

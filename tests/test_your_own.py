@@ -1,12 +1,14 @@
 """The code on doc/your_own.md runs as it stands there, in both languages."""
 
 import json
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 from conftest import ROOT, SCRIPTS, copy, load
 
@@ -51,6 +53,39 @@ assert keras.models.load_model("mine.keras").output_shape == (None, 10)
     assert done.returncode == 0, done.stderr
     (name,) = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("class_")}
     assert name in names
+
+
+@pytest.mark.parametrize("folder", ["cifar-10-batches-py", "cifar-100-python"])
+def test_unpacked_folder_of_cifar_becomes_class_folders(folder, tmp_path):
+    """With few images, in the layout of CIFAR's Python version."""
+    text = PAGES[0].read_text()
+    (block,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    assert f"```py\n{block}```" in PAGES[1].read_text()
+    ten = folder == "cifar-10-batches-py"
+    names, key = (b"label_names", b"labels") if ten else (b"fine_label_names", b"fine_labels")
+    files = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"] if ten else ["train", "test"]
+    (tmp_path / folder).mkdir()
+    script, expected = load("ResNet_keras"), []
+    for seed, name in enumerate(files):
+        images, labels = script.synthetic_images(40, seed)
+        expected.append((images, labels % 2))
+        data = images.transpose(0, 3, 1, 2).reshape(40, 3072)
+        content = {b"data": data, key: (labels % 2).tolist()}
+        (tmp_path / folder / name).write_bytes(pickle.dumps(content))
+    meta = "batches.meta" if ten else "meta"
+    (tmp_path / folder / meta).write_bytes(pickle.dumps({names: [b"cat", b"dog"]}))
+    block = block.replace(
+        'Path("cifar-10-batches-py"), Path("cifar10")', f'Path("{folder}"), Path("p")'
+    )
+    (tmp_path / "page.py").write_text(block)
+    subprocess.run([sys.executable, "page.py"], cwd=tmp_path, check=True, timeout=100)
+    *sets, class_names = script.read_pictures(tmp_path / "p")
+    assert class_names == ["cat", "dog"]
+    for (images, labels), parts in zip(sets, (expected[:-1], expected[-1:])):
+        x, y = (np.concatenate(arrays) for arrays in zip(*parts))
+        order = np.argsort(y, kind="stable")
+        np.testing.assert_array_equal(labels, y[order])
+        np.testing.assert_array_equal(images, x[order])
 
 
 def test_every_option_on_the_pages_is_one():
