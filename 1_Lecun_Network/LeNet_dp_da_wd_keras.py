@@ -294,11 +294,11 @@ def read_pictures(folder, size=32):
     if len(class_names) < 2:
         fail(f"{folder} has no folder of pictures for each class; CIFAR's files: doc/your_own.md")
     if all(re.search("(^|[_ -])(train|test|val)", name.lower()) for name in class_names):
-        fail(f"{folder} has {', '.join(class_names)}, which are no classes: train and test?")
+        fail(f"{folder} has no classes but {', '.join(class_names)}: call them train and test")
 
     def read(part):
         if subfolders(part) != class_names:
-            fail(f"{part} has other classes than {', '.join(class_names)}")
+            fail(f"{part} has the classes {subfolders(part)}, not {class_names}")
         images, labels = [], []
         for label, name in enumerate(class_names):
             paths = sorted((part / name).glob("[!.]*"))
