@@ -45,7 +45,7 @@ SMALL = {
     "LeNet_dp_da_wd_keras": (320, 3, 0.5, ["--batch_size", 16]),
     "ResNet_keras": (320, 3, 0.4, ["--batch_size", 16, "--stack_n", 1]),
     "ResNet": (320, 3, 0.4, ["--batch_size", 16, "--stack_n", 1]),
-    "Network_in_Network_keras": (2560, 4, 0.2, ["--batch_size", 64]),
+    "Network_in_Network_keras": (1280, 4, 0.2, ["--batch_size", 64, "--seed", 1]),
     "Network_in_Network_bn_keras": (320, 1, 0.4, ["--batch_size", 8]),
     "Vgg19_keras": (1280, 2, 0.2, ["--batch_size", 16, "--imagenet", "none"]),
     "Wide_ResNet_keras": (320, 3, 0.35, ["--batch_size", 16, "--depth", 10, "--width", 1]),
