@@ -247,7 +247,8 @@ def prepare_data(args):
         training, validation = hold_out(*training, args.validation_split, args.seed)
     for images, labels in (training, validation, test):
         if images.dtype != np.uint8 or labels.shape != images.shape[:1]:
-            fail("images are (n, height, width, 3) uint8 from 0 to 255, and labels are (n,)")
+            found = f"{images.dtype} {images.shape} and {labels.shape}"
+            fail(f"images are uint8 (n, height, width, 3), 0 to 255, and labels (n,), not {found}")
         if labels.min() < 0 or labels.max() >= len(class_names):
             fail(f"labels are from 0 to {len(class_names) - 1}, for {len(class_names)} class names")
     for label, name in enumerate(class_names):
@@ -258,7 +259,7 @@ def prepare_data(args):
     for _, labels in (validation, test):
         if keras.backend.backend() == "jax" and len(labels) % args.gpus:
             fail(f"--gpus {args.gpus} has to divide the {len(labels)} images to test on, with JAX")
-    return training, validation, test, class_names
+    return training, validation, test, [str(name) for name in class_names]
 
 
 def load_data(dataset, data_dir=None, image_size=32):
@@ -290,7 +291,7 @@ def read_pictures(folder, size=32):
     has_parts = (folder / "train").is_dir() and (folder / "test").is_dir()
     class_names = subfolders(folder / "train" if has_parts else folder)
     if len(class_names) < 2:
-        fail(f"{folder} has no folder of pictures for each class; CIFAR's files: doc/your_own.md")
+        fail(f"{folder} is no folder with one of pictures per class; for CIFAR see doc/your_own.md")
     if all(re.search("(^|[_ -])(train|test|val)", name.lower()) for name in class_names):
         fail(f"{folder} has no classes but {', '.join(class_names)}: call them train and test")
 

@@ -193,8 +193,8 @@ def move(*pairs):
         (move(("test/cat", "test/Cat")), ", not ['cat', 'dog']"),
         (lambda path: [file.unlink() for file in path.glob("train/*/*")], "train/cat has no pict"),
         (lambda path: (path / "test/dog/1.png").unlink(), "test/dog has no pictures"),
-        (lambda path: shutil.rmtree(path / "train" / "cat"), "has no folder of pictures for each"),
-        (lambda path: shutil.rmtree(path / "test"), "has no folder of pictures for each class"),
+        (lambda path: shutil.rmtree(path / "train" / "cat"), "is no folder with one of pictures"),
+        (lambda path: shutil.rmtree(path / "test"), "is no folder with one of pictures per class"),
         (lambda path: (path / "train/cat/1.png").write_text("none"), "train/cat/1.png cannot be"),
         (lambda path: (path / "test/dog/2.jpg").write_bytes(b""), "test/dog/2.jpg cannot be"),
         (lambda path: (path / "test/dog/notes.txt").write_text("x"), "test/dog/notes.txt cannot"),
@@ -269,8 +269,14 @@ def test_names_of_classes_may_sound_like_parts(tmp_path):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda x, y: (x / 255, y), "images are .n, height, width, 3. uint8 from 0 to 255"),
-        (lambda x, y: (x, y[:, None]), "and labels are .n,."),  # as keras.datasets has them
+        (
+            lambda x, y: (x / 255, y),
+            "images are uint8 .n, height, width, 3., 0 to 255, .* not float64 .200, 32, ",
+        ),
+        (
+            lambda x, y: (x, y[:, None]),
+            "and labels .n,., not uint8 .200, 32, 32, 3. and .200, 1.",
+        ),  # as keras.datasets has them
         (lambda x, y: (x, y + 1), "labels are from 0 to 9, for 10 class names"),
         (lambda x, y: (x, y - 1), "labels are from 0 to 9, for 10 class names"),
     ],
@@ -308,7 +314,7 @@ def test_files_of_cifar_name_the_page_that_says_where_they_go(name, tmp_path):
     if name:
         (tmp_path / name).write_bytes(b"no picture")
     folder = tmp_path / name if name == "a.tar.gz" else tmp_path
-    with pytest.raises(SystemExit, match="no folder of pictures .*CIFAR's files: doc/your_own.md"):
+    with pytest.raises(SystemExit, match="no folder with one of .*for CIFAR see doc/your_own.md"):
         script.load_data("cifar10", folder)
 
 

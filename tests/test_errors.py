@@ -61,7 +61,7 @@ COUNT = "invalid positive_int value: "
         ("LeNet_keras", ["--gpus", 0], f"--gpus: {COUNT}0"),
         ("LeNet_keras", ["--gpus", 3], "--gpus 3 does not divide --batch_size 128"),
         ("LeNet_keras", ["--gpus", 2, "--precision", "mixed_float16"], "mixed_float16 is for one"),
-        ("LeNet_keras", ["--data_dir", "nowhere"], "nowhere has no folder of pictures for each"),
+        ("LeNet_keras", ["--data_dir", "nowhere"], "nowhere is no folder with one of pictures"),
         ("LeNet_keras", ["--validation_split", 1], "--validation_split 1.0 is not a fraction"),
         ("LeNet_keras", ["--validation_split", 10], "--validation_split 10.0 is not a fraction"),
         ("LeNet_keras", ["--validation_split", "nan"], "--validation_split nan is not a fraction"),
