@@ -123,7 +123,7 @@ def augment(images, seed):
 def scheduler(epoch, epochs=200):
     """Return the learning rate of an epoch, counted from 0.
 
-    It begins at five times that of the network without batch normalisation, which would diverge.
+    It begins at five times that of the network without batch normalisation.
     """
     if epoch / epochs < 61 / 200:
         return 0.05

@@ -128,7 +128,7 @@ def augment(images, seed):
 def scheduler(epoch, epochs=200):
     """Return the learning rate of an epoch, counted from 0.
 
-    The paper only says that it is lowered when the accuracy stops to rise (section 4).
+    The paper only says that it is lowered when the accuracy stops rising (section 4).
     """
     if epoch / epochs < 81 / 200:
         return 0.01

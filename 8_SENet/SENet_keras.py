@@ -84,8 +84,7 @@ def squeeze_excite(x, ratio):
     """Weight each channel of (batch, height, width, channels) by a number from 0 to 1 (section 3).
 
     Squeeze: z, the mean of each channel. Excitation: s = sigmoid(W2 relu(W1 z)), two small fully
-    connected layers, of which the first has channels / ratio units. The paper found no use for a
-    bias in them.
+    connected layers without biases, of which the first has channels / ratio units.
     """
     channels = x.shape[-1]
     z = layers.GlobalAveragePooling2D(keepdims=True)(x)
