@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-SCHEDULERS = ("step", "cos", "tanh")
+SCHEDULERS = {"step": "step decay", "cos": "cosine", "tanh": "HTD"}
 # Options in which runs of one comparison may differ.
 FREE = {"scheduler", "count", "seed", "data_dir", "log_dir", "gpus", "resume"}
 
@@ -43,7 +43,7 @@ def read_runs(runs):
         args["class_names"] = facts.get("class_names")
         if not args.get("validation_split"):  # which the seed chooses from the images
             args["pixel_mean"] = facts.get("pixel_mean")
-        if "epochs" not in args or args.get("scheduler") not in SCHEDULERS:
+        if "epochs" not in args or args.get("scheduler") not in [*SCHEDULERS]:
             raise MixedSettings(f"{run} is no run of ResNet.py: move it elsewhere")
         first = first or (run, args)
         for key in sorted((args.keys() | first[1].keys()) - FREE):
@@ -88,16 +88,18 @@ def draw(results, path):
                 continue
             epochs = np.arange(1, runs.shape[1] + 1)
             curves.plot(epochs, runs.T, color=f"C{place}", linewidth=0.5, alpha=0.5)
-            curves.plot(epochs, np.median(runs, axis=0), color=f"C{place}", label=scheduler)
+            curves.plot(
+                epochs, np.median(runs, axis=0), color=f"C{place}", label=SCHEDULERS[scheduler]
+            )
             points.plot([place] * len(runs), runs[:, -1], "o", color=f"C{place}", alpha=0.5)
             points.hlines(np.median(runs[:, -1]), place - 0.3, place + 0.3, color=f"C{place}")
-        curves.set(title=name, xlabel="epoch", ylabel="val_accuracy in %")
+        curves.set(title=name.replace("_", ", "), xlabel="epoch", ylabel="test accuracy, %")
         curves.legend(title="median")
         points.set(title="after the last epoch", xlim=(-0.6, len(SCHEDULERS) - 0.4))
-        points.set_xticks(range(len(SCHEDULERS)), SCHEDULERS)
+        points.set_xticks(range(len(SCHEDULERS)), SCHEDULERS.values())
         for axes in (curves, points):
             axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=150)
 
 
 def main():
