@@ -50,7 +50,7 @@ def anchor(heading):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_and_pictures_resolve(page):
     found = re.findall(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)", prose(page))
-    for target in found:
+    for target in found + re.findall(r"<img[^>]*\ssrc=\"([^\"]+)", prose(page)):
         if target.startswith(("http://", "https://")):
             continue
         path, _, fragment = target.partition("#")
