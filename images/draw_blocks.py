@@ -49,9 +49,9 @@ CHINESE = {
     "average pooling": "平均池化",
     "batch norm": "批归一化",
     "blocks": "个块",
-    "blocks, the first: stride 2": "个块\n第一个步幅为 2",
+    "blocks, the first: stride 2": "个块\n第一个块步幅为 2",
     "boxes of maps: height and depth show their size, width their number": (
-        "特征图的方块：高和深表示大小，宽表示张数"
+        "长方体：高和深表示特征图的大小，宽表示通道数"
     ),
     "channels": "个通道",
     "concatenation": "拼接",
@@ -62,8 +62,8 @@ CHINESE = {
     "excitation": "激励",
     "figure 3c of the paper": "论文的图 3c",
     "first block of a stage": "每个阶段的第一个块",
-    "first block of stages 2 and 3": "阶段 2 和 3 的第一个块",
-    "first: stride 2": "第一个步幅为 2",
+    "first block of stages 2 and 3": "阶段 2 和阶段 3 的第一个块",
+    "first: stride 2": "第一个块步幅为 2",
     "flattened": "展平",
     "fully connected": "全连接",
     "grouped": "分组的",
@@ -80,7 +80,7 @@ CHINESE = {
     "means": "个平均值",
     "mlpconv": "mlpconv",
     "new shape": "改变形状",
-    "normalised image": "归一化\n的图片",
+    "normalised image": "标准化\n的图片",
     "not drawn: batch norm behind each layer, ReLU behind each but the last": (
         "图中未画：每一层之后的批归一化，除最后一层外每一层之后的 ReLU"
     ),
@@ -111,7 +111,7 @@ CHINESE = {
     "the block is drawn below": "块的结构见下图",
     "the filters of ResNet": "即 ResNet 的卷积核数",
     "the first block of the network": "网络的第一个块",
-    "the k = 12 maps that a layer appends": "一层追加的 k = 12 张特征图",
+    "the k = 12 maps that a layer appends": "一层拼接上的 k = 12 张特征图",
     "times as many": "倍",
     "transition": "过渡层",
     "transition, between two dense blocks": "过渡层，在两个稠密块之间",

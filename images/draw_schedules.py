@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 WORDS = {
     "": ("learning rate", "the same on a logarithmic scale", "step decay", "cosine"),
-    ".zh-CN": ("学习率", "同一曲线，对数坐标", "阶梯下降", "余弦"),
+    ".zh-CN": ("学习率", "同样的曲线（对数坐标）", "阶梯衰减", "余弦"),
 }
 
 
