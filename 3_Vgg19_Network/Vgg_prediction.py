@@ -218,7 +218,7 @@ def write_table(path, pictures, rankings):
     places = range(1, 6)
     header = ["file", *(f"class_{i}" for i in places), *(f"probability_{i}" for i in places)]
     try:
-        with open(path, "x", newline="", encoding="utf-8") as file:
+        with open(path, "x", newline="", encoding="utf-8-sig") as file:  # for Excel
             writer = csv.writer(file)
             writer.writerow(header)
             for picture, ranking in zip(pictures, rankings):
@@ -229,7 +229,7 @@ def write_table(path, pictures, rankings):
 
 
 def one_line(text):
-    """Return text that any terminal and file can take, whatever is in the name of a file."""
+    """Return text that a terminal and a file can take, whatever is in the name of a file."""
     text = os.fsencode(text).decode(errors="replace")  # names need not be UTF-8
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
@@ -249,6 +249,8 @@ def unused(path):
 def main():
     """Name all pictures; return the exit status."""
     args = parse_args()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # Windows' code pages lack letters
     keras.config.set_floatx("float32")  # whatever ~/.keras/keras.json says
     keras.config.set_image_data_format("channels_last")
     failed = 0

@@ -227,7 +227,8 @@ def train(args):
     parameters = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
     print(f"{model.name} on {devices}: {parameters:,} trainable parameters. Run: {run}")
     if "cpu" in devices and shutil.which("nvidia-smi"):
-        print("No GPU in use: pip install 'tensorflow[and-cuda]' or 'jax[cuda12]'", file=sys.stderr)
+        packages = "'tensorflow[and-cuda]' or 'jax[cuda12]', on Windows in WSL2"
+        print(f"No GPU in use: pip install {packages}", file=sys.stderr)
 
     def save_checkpoint(epoch, logs):
         if not np.isfinite(logs["loss"] + logs["val_loss"]):
@@ -301,7 +302,7 @@ def multi_gpu_model(build, gpus):
     It takes a function because mirrored weights have to be made in the scope of the strategy.
     """
     devices = keras.distribution.list_devices()
-    strategy = tf.distribute.get_strategy()
+    strategy = tf.distribute.get_strategy()  # the usual one, whose scope changes nothing
     if gpus > len(devices):
         fail(f"--gpus {gpus}: there are only {', '.join(devices)} here")
     if gpus > 1 and keras.backend.backend() == "jax":
@@ -331,6 +332,9 @@ def prepare_data(args):
             fail(f"images are uint8 (n, height, width, 3), 0 to 255, and labels (n,), not {found}")
         if labels.min() < 0 or labels.max() >= len(class_names):
             fail(f"labels are from 0 to {len(class_names) - 1}, for {len(class_names)} class names")
+    brightest = training[0].max()
+    if brightest < 64:  # 12 bits of 16, for example, or numbers from 0 to 1 cut off to uint8
+        fail(f"the brightest pixel is {brightest} of 255: save the pictures with 8 bits, 0 to 255")
     for label, name in enumerate(class_names):
         if label not in training[1]:
             fail(f"the class {name} has too few images: none is left to train on")
@@ -356,9 +360,11 @@ def load_data(dataset, data_dir=None, image_size=32):
     if dataset == "cifar10":
         class_names = "airplane automobile bird cat deer dog frog horse ship truck".split()
         module = keras.datasets.cifar10
-    else:
+    elif dataset == "cifar100":
         class_names = [str(label) for label in range(100)]
         module = keras.datasets.cifar100
+    else:
+        fail(f"{dataset} is none of cifar10, cifar100 and synthetic")
     try:
         (x_train, y_train), (x_test, y_test) = module.load_data()  # downloaded once, hash checked
     except Exception as error:  # Keras raises nothing more precise when a download fails
@@ -392,7 +398,7 @@ def read_pictures(folder, size=32):
         for name in {*subfolders(folder)} - {"train", "test"}:
             print(f"{folder / name} is not read: only train and test are.")
         return read(folder / "train"), read(folder / "test"), class_names
-    # The same fifth for every --seed: a network of --weights has not been trained on it.
+    # For every --seed the same fifth, as long as the pictures are the same.
     training, test = hold_out(*read(folder), 0.2, seed=0)
     return training, test, class_names
 
@@ -469,7 +475,7 @@ def start_run(args, model, facts, steps_per_epoch):
     new = run / "new.json"
     new.write_text(json.dumps({**facts, "options": vars(args)}, indent=2) + "\n")
     os.replace(new, run / "args.json")
-    args.resume = str(run)  # from here on, a message can say how to go on
+    args.resume = str(run)  # from here on, the run exists: a message can say how to go on
     return run, epochs_done
 
 
@@ -598,6 +604,11 @@ def fail(message):
     sys.exit(f"error: {' '.join(message.split())}")
 
 
+def way_on(args):
+    """Return what a message adds once there is a run to go on with."""
+    return f". To go on: --resume {args.resume}" if args.resume else ""
+
+
 def positive_int(text):
     """The type of an option that counts something: a whole number from 1 on."""
     if int(text) < 1:
@@ -670,12 +681,12 @@ def main(argv=None):
     try:
         train(args)
     except (KeyboardInterrupt, OSError, UnicodeError) as error:  # a folder, its name, the disk
-        way_on = f". To go on: --resume {args.resume}" if args.resume else ""
-        fail(f"{str(error) or 'interrupted'}{way_on}")
+        fail(f"{str(error) or 'interrupted'}{way_on(args)}")
     except Exception as error:
         if not re.search("resource_?exhausted|memoryerror", repr(error).lower()):
             raise
-        fail("out of memory: a new run with a smaller --batch_size or --image_size needs less")
+        less = "a new run with a smaller --batch_size or --image_size needs less"
+        fail(f"out of memory: {less}{way_on(args)}")
     finally:  # for a notebook, which goes on
         keras.config.set_dtype_policy(policy)
         keras.config.set_epsilon(epsilon)

@@ -10,7 +10,7 @@
 # options after a stop, it goes on where it was: finished runs are left alone, a run that was cut
 # short is resumed.
 
-set -euo pipefail
+set -eo pipefail
 
 schedulers="step cos tanh" datasets="cifar10 cifar100" runs=5 seed=0 stack_n=8 log_dir=runs/htd
 data_dir="" options=()
@@ -39,10 +39,12 @@ for number in "$runs" "$stack_n"; do
     fi
 done
 
-log_dir=${log_dir/#\~\//$HOME/} # a shell leaves it alone in --log_dir=~/runs
+# A shell leaves ~ alone in --log_dir=~/runs.
+log_dir=${log_dir/#\~\//$HOME/} data_dir=${data_dir/#\~\//$HOME/}
 read -ra names <<<"$datasets"
 if [[ -n $data_dir ]]; then # whose name the folders of its runs have
-    names=("$(basename "$(cd "$data_dir" && pwd)")")
+    data_dir=$(cd "$data_dir" && pwd)
+    names=("$(basename "$data_dir")")
     options+=(--data_dir "$data_dir")
 fi
 

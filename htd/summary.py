@@ -78,7 +78,7 @@ def table(finished):
 
 
 def draw(results, path):
-    """Draw the accuracies of {name: finished runs}: over the epochs, and after the last one."""
+    """Draw the val_accuracy of {name: finished runs}: over the epochs, and after the last one."""
     figure = Figure(figsize=(10, 4 * len(results)), layout="constrained")
     grid = figure.subplots(len(results), 2, squeeze=False, width_ratios=(2, 1))
     for (name, finished), (curves, points) in zip(results.items(), grid):
@@ -93,7 +93,7 @@ def draw(results, path):
             )
             points.plot([place] * len(runs), runs[:, -1], "o", color=f"C{place}", alpha=0.5)
             points.hlines(np.median(runs[:, -1]), place - 0.3, place + 0.3, color=f"C{place}")
-        curves.set(title=name.replace("_", ", "), xlabel="epoch", ylabel="test accuracy, %")
+        curves.set(title=name.replace("_", ", "), xlabel="epoch", ylabel="val_accuracy, %")
         curves.legend(title="median")
         points.set(title="after the last epoch", xlim=(-0.6, len(SCHEDULERS) - 0.4))
         points.set_xticks(range(len(SCHEDULERS)), SCHEDULERS.values())

@@ -84,6 +84,22 @@ def test_own_pictures_are_read(pictures):
         np.testing.assert_array_equal(images, expected[order])
 
 
+def test_pictures_that_are_nearly_black_are_refused(tmp_path, train_here):
+    """A camera's 12 bits in files of 16: white is 4095 of 65535, and would be 16 of 255."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            Image.fromarray(np.full((32, 32), 4095, np.uint16)).save(folder / "1.png")
+    with pytest.raises(SystemExit, match="^error: the brightest pixel is 15 of 255: .* 8 bits"):
+        train_here("LeNet_keras", "--data_dir", tmp_path, "--batch_size", 2)
+
+
+def test_data_set_that_is_unknown_is_no_other_one():
+    with pytest.raises(SystemExit, match="^error: CIFAR10 is none of cifar10, cifar100 and "):
+        script.load_data("CIFAR10")
+
+
 def test_own_pictures_are_cropped_and_resized(tmp_path, train_here):
     wide = np.zeros((64, 96, 3))
     wide[:, 16:80] = np.linspace(0, 255, 64)[:, None, None]  # from black to white
@@ -176,7 +192,7 @@ def test_validation_split_is_shown_and_the_test_images_are_looked_at_once(
     assert all(image.tobytes() in known for image in images)
 
 
-ONE = np.zeros((9, 9))
+ONE = np.full((9, 9), 128)
 
 
 def move(*pairs):

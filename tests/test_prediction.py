@@ -12,7 +12,7 @@ import keras
 import matplotlib.style
 import numpy as np
 import pytest
-from conftest import ROOT, fork, load
+from conftest import ROOT, fork, load, run
 from PIL import Image
 from reference import RNG
 
@@ -117,13 +117,22 @@ def test_folders_and_patterns_name_the_pictures_in_them(tmp_path, monkeypatch):
     assert prediction.find_pictures(["*.jpg", "more"]) == [Path("*.jpg"), Path("more")]
 
 
+def test_name_that_the_terminal_lacks_letters_for(network, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    picture(tmp_path / "猫.png", "red")
+    done = run(SCRIPT, "--model", network, "猫.png", "--csv", "t.csv", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("?.png\n"), done.stderr
+    assert "猫.png" in (tmp_path / "t.csv").read_text("utf-8")
+
+
 def test_table_has_a_row_for_each_picture(tmp_path):
     rankings = [[("cat", 0.5), ("a, b", 0.3), ("d", 0.1), ("e", 0.06), ("f", 0.04)], [("cat", 1.0)]]
     prediction.write_table(tmp_path / "t.csv", [Path("x.png"), Path("y.png")], rankings)
-    first, second = csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8"))
+    first, second = csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8-sig"))
     assert first["file"] == "x.png" and first["class_2"] == "a, b"
     assert [float(first[f"probability_{i}"]) for i in range(1, 6)] == [0.5, 0.3, 0.1, 0.06, 0.04]
     assert second["class_1"] == "cat" and second["class_5"] == second["probability_5"] == ""
+    assert (tmp_path / "t.csv").read_bytes().startswith(b"\xef\xbb\xbf")  # Excel's sign of UTF-8
     with pytest.raises(prediction.UsageError, match="--csv .*nowhere.t.csv: No such file"):
         prediction.write_table(tmp_path / "nowhere" / "t.csv", [], [])
 
