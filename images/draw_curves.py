@@ -4,7 +4,11 @@ python images/draw_curves.py images/lenet_ladder.png "pixels / 255=doc/results/L
     "+ preprocessing=doc/results/LeNet_dp_?.csv" \
     "+ augmentation=doc/results/LeNet_dp_da_?.csv" \
     "+ weight decay=doc/results/LeNet_dp_da_wd_?.csv"
-python images/draw_curves.py images/resnet20.png ResNet-20=trained/ResNet-20_cifar10/log.csv
+python images/draw_curves.py images/resnet_depth.png \
+    "plain, 20 layers=doc/results/plain-20_?.csv" \
+    "plain, 44 layers=doc/results/plain-44_?.csv" \
+    "with the addition, 20 layers=doc/results/residual-20_?.csv" \
+    "with the addition, 44 layers=doc/results/residual-44_?.csv"
 
 Several logs under one name are runs that differ in the seed: their median is drawn as a line, and
 from the least to the greatest as a band. --language zh labels the axes in Chinese.
@@ -46,6 +50,7 @@ def main():
             axes.fill_between(epochs, *band, color=line.get_color(), alpha=0.25, linewidth=0)
     for axes, title in zip(panels, (test, training)):
         axes.set(title=title, xlabel=epoch)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(args.target, dpi=150)
